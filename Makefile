@@ -1,0 +1,52 @@
+# Each target sets up what it needs first. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+CORES ?= all
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup table6 tiny test lint format bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+$(BIN)/.ready: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-compile --progress-bar off --require-hashes --requirement requirements.lock
+	touch $@
+
+setup: $(BIN)/.ready ## environment in .venv, from the hashed lock file
+
+table6: setup ## results/table6.csv and .md on the embedded study
+	$(BIN)/snakemake --cores $(CORES) results/table6.csv
+	@echo && cat results/table6.md
+
+tiny: setup ## the whole way of the data at toy size, in results of its own
+	$(BIN)/snakemake --cores $(CORES) --directory results/tiny --configfile tests/config/tiny.yaml
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## what CI checks besides tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+format: setup ## put files into the project's form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt workflow
+
+bench: setup ## speed against the alternatives, as ratios
+	PYTHONPATH=src $(BIN)/python bench/embed.py
+	PYTHONPATH=src $(BIN)/python bench/store.py
+
+lock: ## requirements.lock from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+
+clean: ## results and logs; downloads and the environment stay
+	rm -rf results logs
