@@ -1,0 +1,44 @@
+"""A progress bar for long jobs, as lines: readable in a log, from parallel jobs, under SLURM."""
+
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class _Lines:
+    """Turns the redraws of a bar into lines of their own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._stream.write(line + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def bar(total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.0) -> tqdm:
+    """A bar with rate and time left that prints one line every few seconds.
+
+    Args:
+        total: number of units of the whole job.
+        unit: what is counted, such as "captions".
+        title: what the job is, such as "embed scenes/long 1 of 2".
+        done: units that an interrupted run had done before.
+        seconds: time between two lines.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        desc=title,
+        mininterval=seconds,
+        file=_Lines(sys.stderr),
+        dynamic_ncols=False,
+        ncols=100,
+        ascii=" .-=#",
+    )

@@ -1,0 +1,189 @@
+"""A study is checked whole, before anything runs, and every mistake names path, value and known ones."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flame.config import Study, StudyError, load, load_file
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ["config/config.yaml", "tests/config/tiny.yaml"]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_file(ROOT / "config/config.yaml", ROOT)
+
+
+def values() -> dict:
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def change(path: str, value: object) -> dict:
+    """The default study with one value set, or one key added."""
+    changed = copy.deepcopy(values())
+    *parents, last = path.split("/")
+    node = changed
+    for step in parents:
+        node = node[int(step) if isinstance(node, list) else step]
+    node[last] = value
+    return changed
+
+
+@pytest.mark.parametrize("path", STUDIES)
+def test_the_studies_of_the_repository_are_valid(path):
+    load_file(ROOT / path, ROOT)
+
+
+BAD = {
+    "typo in a key": (
+        "recipes/embedded/learning_rate",
+        1.0,
+        ["recipes.embedded: unknown key 'learning_rate'", "known: epochs, batch_size, lr"],
+    ),
+    "typo at the top": ("run", {}, ["unknown key 'run' (did you mean 'runs'?)"]),
+    "unknown LLM": (
+        "runs/flame-7/llm",
+        "smollm-135m",
+        ["runs.flame-7.llm: unknown llm 'smollm-135m' (did you mean 'smollm2-135m'?)"],
+    ),
+    "facet not embedded": (
+        "runs/flame-7/targets/long",
+        ["scene", "colour"],
+        ["runs.flame-7.targets.long: facet not embedded by prompt 'long': 'colour'", "'color'"],
+    ),
+    "more facets than there are": (
+        "runs/flame-9/targets/long",
+        10,
+        ["runs.flame-9.targets.long: 10 facets wanted, prompt 'long' embeds 9"],
+    ),
+    "negative batch": (
+        "recipes/embedded/batch_size",
+        -256,
+        ["recipes.embedded.batch_size: input should be greater than 0, not -256"],
+    ),
+    "missing file": (
+        "tables/table6/reported/file",
+        "config/reported/table66.csv",
+        ["tables.table6.reported.file: no such file: 'config/reported/table66.csv'"],
+    ),
+    "unknown run in a table": (
+        "tables/table6/rows/0/run",
+        "flame-2",
+        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-3"],
+    ),
+    "unknown benchmark in a table": (
+        "tables/table6/columns/0/benchmark",
+        "ShareGPT4V",
+        ["tables.table6.columns.0: unknown benchmark 'ShareGPT4V'", "ShareGPT4V-val"],
+    ),
+    "unknown data set": (
+        "benchmarks/MSCOCO/dataset",
+        "coco",
+        ["benchmarks.MSCOCO.dataset: unknown dataset 'coco'", "scenes-short"],
+    ),
+    "unknown task": (
+        "benchmarks/MSCOCO/task",
+        "retreival",
+        ["benchmarks.MSCOCO.task: unknown task 'retreival' (did you mean 'retrieval'?)"],
+    ),
+    "unknown data set module": (
+        "datasets/scenes/source",
+        "scnes",
+        ["datasets.scenes: ", "'scnes'", "scenes"],
+    ),
+    "unknown option of a data set": (
+        "datasets/scenes/options/imagse",
+        100,
+        ["datasets.scenes: unknown option 'imagse' (did you mean 'images'?)"],
+    ),
+    "bad option of a data set": (
+        "datasets/scenes/options/images",
+        -3,
+        ["datasets.scenes", "images", "greater than 0"],
+    ),
+    "template without a caption": (
+        "prompts/long/template",
+        "Describe: {facet}",
+        ["prompts.long: template: needs '{caption}' once"],
+    ),
+    "unknown kind of captions": (
+        "benchmarks/MSCOCO/captions",
+        "medium",
+        ["benchmarks.MSCOCO.captions: no prompt embeds captions of kind 'medium'"],
+    ),
+    "unknown source of a checkpoint": (
+        "llms/smollm2-135m/checkpoint",
+        {"source": "web", "id": "x"},
+        ["llms.smollm2-135m.checkpoint", "'web'", "'package'", "'hub'"],
+    ),
+    "unknown backbone": (
+        "backbones/resnet/timm",
+        "resnet19",
+        ["backbones.resnet", "'resnet19'", "resnet18"],
+    ),
+    "missing key": (
+        "runs/new",
+        {"dataset": "scenes"},
+        ["runs.new.llm: field required"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_study_is_refused_with_path_value_and_known_ones(case):
+    path, value, expected = BAD[case]
+    with pytest.raises(StudyError) as error:
+        load(change(path, value), "study.yaml", ROOT)
+    message = str(error.value)
+    assert all(line.startswith("study.yaml: ") for line in message.splitlines())
+    for words in expected:
+        assert words in message
+
+
+def test_every_mistake_is_named_not_only_the_first():
+    changed = change("runs/flame-7/llm", "gpt")
+    changed["runs"]["flame-9"]["recipe"] = "paper"
+    with pytest.raises(StudyError) as error:
+        load(changed, "study.yaml", ROOT)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_the_nine_prompts_are_those_of_appendix_b(study):
+    levels = [study.facets[name].level for name in study.prompts["long"].facets]
+    assert levels == ["entity"] * 4 + ["interaction"] * 2 + ["scene"] * 3
+    prompt = study.prompts["long"]
+    before, after = prompt.prefix
+    whole = f"{before}A dog.{after}{prompt.suffix(study.facets['scene'].text)}"
+    assert whole == (
+        'Detailed image description: "A dog.". After thinking step by step, '
+        'this image description means in just one word:"'
+    )
+    # Appendix B: defaults are 1, 2, 3, 4, 5, 7, 8 for long input and 7 for short input.
+    assert [prompt.facets.index(name) + 1 for name in prompt.default] == [1, 2, 3, 4, 5, 7, 8]
+    assert study.prompts["short"].default == ("scene",)
+
+
+def test_facets_are_drawn_with_the_seed_of_the_study(study):
+    drawn = study.targets("flame-3")["long"]
+    assert len(set(drawn)) == 3
+    assert drawn == study.targets("flame-3")["long"]
+    others = [
+        load(values() | {"seed": seed}, "study.yaml", ROOT).targets("flame-3")["long"]
+        for seed in range(1, 6)
+    ]
+    assert any(other != drawn for other in others)
+
+
+def test_text_of_a_facet_changes_only_stores_that_hold_it(study):
+    edited = load(change("facets/color/text", "the main color"), "study.yaml", ROOT)
+    llm = "smollm2-135m"
+    assert edited.embed_settings(llm, "scenes", "long", 0) != study.embed_settings(
+        llm, "scenes", "long", 0
+    )
+    assert edited.embed_settings(llm, "scenes", "raw", 0) == study.embed_settings(
+        llm, "scenes", "raw", 0
+    )
+    assert edited.train_settings("flame-9") == study.train_settings("flame-9")
