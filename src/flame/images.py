@@ -1,0 +1,122 @@
+"""Images of a data set as tensors: read by byte offset, resized, augmented.
+
+Shapes: B images, H x W pixels.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional
+
+from flame.shards import ImageError, shard_path
+
+
+class ImageReader:
+    """Random access to the images of a data set folder; row i is row i of its index.
+
+    Holds no open file, so it can be pickled to the workers of a loader.
+
+    Attributes:
+        keys: key of every image.
+        labels: class of every image, None where there is none.
+    """
+
+    def __init__(self, root: Path) -> None:
+        index = pl.read_parquet(root / "index.parquet")
+        self.root = root
+        self.keys: list[str] = index["key"].to_list()
+        self.labels: list[str | None] = index["label"].to_list()
+        self._places = index.select("shard", "offset", "size").cast(pl.Int64).to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, i: int) -> np.ndarray:
+        """Image i as RGB pixels, (H, W, 3) uint8 in 0..255."""
+        return np.asarray(self._decode(i))
+
+    def load(self, indices: Sequence[int], size: int) -> torch.Tensor:
+        """Images cut to a square.
+
+        Args:
+            indices: rows of the index.
+            size: side in pixels; others are resized (shortest side, bicubic) and centre-cropped.
+
+        Returns:
+            (B, 3, size, size) uint8 in 0..255.
+        """
+        squares = [_square(self._decode(i), size) for i in indices]
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+
+    def _decode(self, i: int) -> Image.Image:
+        shard, offset, length = (int(value) for value in self._places[i])
+        path = shard_path(self.root, shard)
+        try:
+            # pread leaves the file position alone: forked workers may share one open file.
+            data = os.pread(_open(path).fileno(), length, offset)
+            return _to_rgb(Image.open(io.BytesIO(data)))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ImageError(
+                f"image {self.keys[i]!r} in {path} at byte {offset}: {error}"
+            ) from error
+
+
+@lru_cache(maxsize=256)  # open files at a time, far below the usual limit of 1,024
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=0)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB image of any mode; what is transparent becomes white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    if image.size != (size, size):
+        # Shortest side to `size`, then the centre, in the one step that PIL offers.
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def augment(
+    images: torch.Tensor, generator: torch.Generator, *, scale: tuple[float, float], shift: int
+) -> torch.Tensor:
+    """Random crop, resized back, and random shift; never a flip, as left and right mean something.
+
+    Args:
+        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], on any device.
+        generator: of the CPU, so that every device sees the same draws.
+        scale: smallest and largest share of the area that a crop keeps, in (0, 1].
+        shift: largest shift along each axis in pixels; the edge is repeated.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1]; the images themselves for scale (1, 1) and shift 0.
+    """
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    if scale == (1, 1) and shift == 0:
+        return pixels
+    batch, _, height, width = pixels.shape
+    low, high = scale
+    side = (low + (high - low) * torch.rand(batch, generator=generator)).sqrt()
+    centre = (1 - side[:, None]) * (2 * torch.rand(batch, 2, generator=generator) - 1)
+    steps = torch.randint(-shift, shift + 1, (batch, 2), generator=generator)
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = centre + 2 * steps / torch.tensor([width, height])
+    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    grid = grid.to(pixels.device, pixels.dtype)
+    return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp(
+        0, 1
+    )
