@@ -1,0 +1,119 @@
+"""Captions -> facet embeddings of a frozen LLM: one part of a store."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from flame import command, progress, store
+from flame.config import EmbedSettings, known
+from flame.llm import TOKEN_BUDGET, FrozenLLM
+from flame.partial import partial, sha256
+
+log = logging.getLogger(__name__)
+
+
+def embed(
+    llm: Path,
+    datasets: list[Path],
+    out: Path,
+    settings: EmbedSettings,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    threads: int | None = None,
+) -> None:
+    """Embed one part of the captions of a kind.
+
+    Args:
+        llm: folder of the frozen LLM.
+        datasets: folders of the data sets, named as in the settings.
+        out: Zarr store to write; an interrupted job goes on where it was.
+        settings: all that decides the numbers, and which rows this part has.
+        token_budget: tokens of a batch; changes speed, and numbers only by rounding.
+        threads: CPU threads; all by default.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    captions = _captions(datasets, settings)
+    encoder = FrozenLLM(
+        llm, layer=settings.layer, final_norm=settings.final_norm, positions=settings.positions
+    )
+    origin = settings.model_dump(mode="json") | {
+        "checkpoint": sha256(llm / "flame.json"),
+        "inputs": {folder.name: sha256(folder / "captions.parquet") for folder in datasets},
+        "made_with": {name: version(name) for name in ("torch", "transformers", "zarr")}
+        | {"dtype": str(encoder.dtype)},
+    }
+    with partial(out, origin) as folder:
+        _write(folder, origin, captions, encoder, settings, token_budget)
+
+
+def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.DataFrame]:
+    """Keys and texts of this part, in the order of the files, by data set."""
+    folders = {folder.name: folder for folder in datasets}
+    captions = {}
+    for name in settings.datasets:
+        if name not in folders:
+            raise ValueError(f"no folder given for data set {known(name, folders)}")
+        table = pl.scan_parquet(folders[name] / "captions.parquet")
+        rows = table.filter(kind=settings.kind).select("key", "text").collect()
+        if rows.is_empty():
+            kinds = table.select("kind").unique().sort("kind").collect()["kind"]
+            raise ValueError(
+                f"{folders[name]} has no captions of kind {known(settings.kind, kinds)}"
+            )
+        start, stop = (len(rows) * n // settings.parts for n in (settings.part, settings.part + 1))
+        captions[name] = rows[start:stop]
+    return captions
+
+
+def _write(
+    folder: Path,
+    origin: dict[str, object],
+    captions: dict[str, pl.DataFrame],
+    encoder: FrozenLLM,
+    settings: EmbedSettings,
+    token_budget: int,
+) -> None:
+    """Embed what the store in `folder` lacks.
+
+    A shard's captions are embedded together and sorted by length only among themselves, so its
+    numbers do not depend on where an earlier job was interrupted.
+    """
+    texts = {name: table["text"].to_list() for name, table in captions.items()}
+    counts = {name: {"rows": len(t), "empty": t.count("")} for name, t in texts.items()}
+    if settings.max_caption_tokens is not None:
+        for name, whole in texts.items():
+            texts[name], counts[name]["cut"] = encoder.truncate(whole, settings.max_caption_tokens)
+    for name, count in counts.items():
+        log.info("%s: %s", name, ", ".join(f"{value} {what}" for what, value in count.items()))
+
+    store.create(folder, origin | {"counts": counts})
+    writers = {
+        name: store.Writer(
+            folder, name, keys=table["key"].to_list(), facets=list(settings.facets), dim=encoder.dim
+        )
+        for name, table in captions.items()
+    }
+    missing = [(name, rows) for name, writer in writers.items() for rows in writer.missing()]
+    total = sum(map(len, texts.values()))
+    done = total - sum(len(rows) for _, rows in missing)
+    if done:
+        log.info("kept %d of %d captions from an interrupted job", done, total)
+    title = f"embed {settings.kind} {settings.part + 1}/{settings.parts}"
+    with progress.bar(total, "captions", title, done=done) as bar:
+        for name, rows in missing:
+            vectors = encoder.embed(
+                texts[name][rows.start : rows.stop],
+                settings.prefix,
+                list(settings.facets.values()),
+                token_budget=token_budget,
+                on_batch=bar.update,
+            )
+            writers[name].write(rows, vectors.numpy())
+
+
+if __name__ == "__main__":
+    command.main(embed)

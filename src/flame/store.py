@@ -1,0 +1,272 @@
+"""The store of caption embeddings: an ordinary Zarr v3 group for each part of a caption kind.
+
+Inside `<part>.zarr` every data set has a group with one array, `<dataset>/embeddings`, and beside
+it `<dataset>/keys.parquet`, whose row i names row i of the array. The attributes of `<part>.zarr`
+say how the vectors came about; parts that differ in them are not read together.
+
+Shapes: (N, K, D), N captions, K facets, D values each, float16, in chunks of `CHUNK_ROWS` rows
+inside shards of `SHARD_ROWS` rows. No compressor: vectors do not compress (1.1 to 1.2 by zstd).
+So a row stands in its shard file at a place that the shard's index tells, and is read by one
+`pread`, which is what makes random rows as fast as a memory map (bench/store.py).
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import zarr
+
+from flame.config import known
+from flame.partial import write_atomic
+
+FORMAT = 1
+CHUNK_ROWS = 16
+SHARD_ROWS = 512
+# What tells the parts of one kind from each other; in all else they must agree.
+OWN = ("part", "counts", "made_with")
+
+
+class Writer:
+    """One data set's array in one part, written shard by shard and resumed at the shards done."""
+
+    def __init__(
+        self,
+        path: Path,
+        dataset: str,
+        *,
+        keys: Sequence[str],
+        facets: Sequence[str],
+        dim: int,
+    ) -> None:
+        """Create the array, or open it where an interrupted job left it.
+
+        Args:
+            path: `<part>.zarr`, as `create` made it.
+            dataset: name of the data set.
+            keys: key of each of the N rows.
+            facets: names of the K facets, for errors.
+            dim: D.
+        """
+        self._keys, self._facets = keys, facets
+        self._folder = path / dataset
+        self._shard_rows = min(SHARD_ROWS, max(1, -(-len(keys) // CHUNK_ROWS)) * CHUNK_ROWS)
+        group = zarr.open_group(self._folder, mode="a", zarr_format=3)
+        if "embeddings" in group:
+            self._array = zarr.open_array(self._folder / "embeddings", mode="r+")
+        else:
+            self._array = group.create_array(
+                "embeddings",
+                shape=(len(keys), len(facets), dim),
+                dtype="float16",
+                chunks=(CHUNK_ROWS, len(facets), dim),
+                shards=(self._shard_rows, len(facets), dim),
+                compressors=None,
+                fill_value=float("nan"),
+            )
+        write_atomic(self._folder / "keys.parquet", pl.DataFrame({"key": keys}).write_parquet)
+
+    def missing(self) -> list[range]:
+        """Rows of every shard that is not written yet."""
+        # A shard file appears by rename, so one that is there is whole.
+        rows, step = len(self._keys), self._shard_rows
+        shards = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+        return [s for s in shards if not _shard(self._folder, s.start // step).exists()]
+
+    def write(self, rows: range, vectors: np.ndarray) -> None:
+        """Write one shard.
+
+        Args:
+            rows: one of `missing`.
+            vectors: (len(rows), K, D) of any float type.
+
+        Raises:
+            ValueError: a value that float16 cannot hold.
+        """
+        with np.errstate(over="ignore"):
+            half = vectors.astype(np.float16)
+        bad = np.argwhere(~np.isfinite(half))
+        if len(bad):
+            row, facet, place = bad[0]
+            raise ValueError(
+                f"embedding of key {self._keys[rows.start + row]!r}, facet {self._facets[facet]!r} "
+                f"holds {vectors[row, facet, place]}, which float16 cannot"
+            )
+        self._array[rows.start : rows.stop] = half
+
+
+def create(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Make the group of one part, or take it as an interrupted job left it.
+
+    Args:
+        path: `<part>.zarr`.
+        attributes: how the vectors come about: at least `kind`, `facets` (name -> suffix), `part`
+            and `parts`.
+    """
+    for torn in path.rglob("*.partial"):  # Zarr's own temporary files, if it was killed
+        torn.unlink()
+    zarr.open_group(path, mode="a", zarr_format=3).attrs.put({"format": FORMAT, **attributes})
+
+
+class Embeddings:
+    """All embeddings of one data set's captions of one kind.
+
+    Attributes:
+        keys: key of each of the N rows; a key may have several.
+        facets: names of the K facets.
+        dim: D.
+        kind: of the captions.
+        attributes: what `create` was told, of the first part.
+    """
+
+    def __init__(self, parts: Sequence["_Part"], attributes: Mapping[str, Any]) -> None:
+        """Join parts that agree, in order; `open` checks that they do."""
+        self._parts = parts
+        self._starts = np.cumsum([0] + [part.num_rows for part in parts])
+        self._cache: np.ndarray | None = None
+        self.attributes = attributes
+        self.keys = [key for part in parts for key in part.keys]
+        self.facets = tuple(attributes["facets"])
+        self.kind: str = attributes["kind"]
+        self.dim = parts[0].dim
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], dataset: str, *, cache_bytes: int = 0) -> "Embeddings":
+        """Open the parts of a store for one data set.
+
+        Args:
+            paths: all `<part>.zarr` of one caption kind, in any order.
+            dataset: name of the data set.
+            cache_bytes: if all rows fit into this, they are read once and kept.
+
+        Raises:
+            ValueError: parts that are missing, double or unlike, or hold no such data set.
+        """
+        attributes = _agreed({path: _attributes(path) for path in paths})
+        parts = [_Part(path, dataset) for path in attributes]
+        embeddings = cls(parts, next(iter(attributes.values())))
+        if sum(part.num_bytes for part in parts) <= cache_bytes:
+            embeddings._cache = embeddings.rows(np.arange(len(embeddings.keys)))
+        return embeddings
+
+    def rows(self, indices: np.ndarray, facets: Sequence[str] | None = None) -> np.ndarray:
+        """Rows by number, in any order, some perhaps several times.
+
+        Args:
+            indices: (n,) integers in [0, N).
+            facets: names of the facets wanted; all by default.
+
+        Returns:
+            (n, K', D) float16, facets in the order asked for.
+        """
+        columns = self._columns(facets)
+        if self._cache is not None:
+            return self._cache[indices[:, None], columns]
+        first, last = columns.min(), columns.max() + 1
+        out = np.empty((len(indices), last - first, self.dim), dtype="<f2")
+        owner = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(owner):
+            where = np.flatnonzero(owner == number)
+            self._parts[number].read(indices[where] - self._starts[number], first, out, where)
+        whole = np.array_equal(columns, np.arange(first, last))
+        return out if whole else out[:, columns - first]
+
+    def mean(self, facets: Sequence[str] | None = None) -> np.ndarray:
+        """Mean vector of each facet over all rows, (K', D) float32, summed up in float64."""
+        columns = self._columns(facets)
+        names = [self.facets[column] for column in columns]
+        total = np.zeros((len(names), self.dim))
+        for start in range(0, len(self.keys), SHARD_ROWS):
+            rows = np.arange(start, min(start + SHARD_ROWS, len(self.keys)))
+            total += self.rows(rows, names).sum(axis=0, dtype=np.float64)
+        return (total / len(self.keys)).astype(np.float32)
+
+    def _columns(self, facets: Sequence[str] | None) -> np.ndarray:
+        for facet in facets or ():
+            if facet not in self.facets:
+                raise ValueError(f"unknown facet {known(facet, self.facets)}")
+        return np.array([self.facets.index(facet) for facet in facets or self.facets])
+
+
+class _Part:
+    """The rows of one data set in one part, read past Zarr but by its format."""
+
+    def __init__(self, path: Path, dataset: str) -> None:
+        known_datasets = sorted(keys.parent.name for keys in path.glob("*/keys.parquet"))
+        if dataset not in known_datasets:
+            raise ValueError(f"{path} has no data set {known(dataset, known_datasets)}")
+        self._folder = path / dataset
+        array = zarr.open_array(self._folder / "embeddings", mode="r")
+        self.num_rows, self.num_facets, self.dim = array.shape
+        layout = {"chunks": array.chunks[1:], "dtype": array.dtype, "codecs": array.compressors}
+        if layout != {"chunks": (self.num_facets, self.dim), "dtype": np.float16, "codecs": ()}:
+            raise ValueError(f"{path}/{dataset}: rows are not whole and plain float16: {layout}")
+        if array.shards is None:
+            raise ValueError(f"{path}/{dataset}: the array has no shards")
+        self._shard_rows, self._chunk_rows = array.shards[0], array.chunks[0]
+        self._chunk_starts: dict[int, np.ndarray] = {}
+        self.num_bytes = array.nbytes
+        self.keys = pl.read_parquet(self._folder / "keys.parquet")["key"].to_list()
+        if len(self.keys) != self.num_rows:
+            raise ValueError(f"{path}/{dataset}: {len(self.keys)} keys for {self.num_rows} rows")
+
+    def read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
+        """Read `rows` into `out[where]`, (n, K', D), beginning with facet number `first`."""
+        facet_bytes = self.dim * out.itemsize
+        row_bytes = self.num_facets * facet_bytes
+        shards = rows // self._shard_rows
+        for shard in np.unique(shards):
+            with _shard(self._folder, shard).open("rb", buffering=0) as file:
+                starts = self._starts(shard, file.fileno())
+                for row, place in zip(rows[shards == shard], where[shards == shard], strict=True):
+                    chunk, inside = divmod(row % self._shard_rows, self._chunk_rows)
+                    start = starts[chunk] + inside * row_bytes + first * facet_bytes
+                    if os.preadv(file.fileno(), [out[place]], start) != out[place].nbytes:
+                        raise ValueError(f"{file.name} ends before row {row}")
+
+    def _starts(self, shard: int, file: int) -> np.ndarray:
+        """First byte of each chunk in a shard file, from the index at the file's end."""
+        if shard not in self._chunk_starts:
+            chunks = self._shard_rows // self._chunk_rows
+            # (offset, size) of each chunk, 8 bytes each, then 4 bytes of CRC32C
+            index = os.pread(file, 16 * chunks, os.fstat(file).st_size - 16 * chunks - 4)
+            self._chunk_starts[shard] = np.frombuffer(index, "<i8").reshape(chunks, 2)[:, 0]
+        return self._chunk_starts[shard]
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / "embeddings" / "c" / str(number) / "0" / "0"
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    attributes = zarr.open_group(path, mode="r").attrs.asdict()
+    if attributes.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: store format {attributes.get('format')!r} is unknown; known: {FORMAT}"
+        )
+    return attributes
+
+
+def _agreed(found: Mapping[Path, Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:
+    """Parts in order, if they are complete and alike.
+
+    Raises:
+        ValueError: naming the parts there are, or what two parts disagree in.
+    """
+    ordered = dict(sorted(found.items(), key=lambda item: item[1]["part"]))
+    numbers = [attributes["part"] for attributes in ordered.values()]
+    first, reference = next(iter(ordered.items()))
+    if numbers != list(range(reference["parts"])):
+        raise ValueError(
+            f"{first.parent}: parts {numbers} of a store that was cut into {reference['parts']}"
+        )
+    for path, attributes in ordered.items():
+        for name in sorted((attributes.keys() | reference.keys()) - set(OWN)):
+            # As JSON, because the order of the facets counts.
+            here, there = (json.dumps(a.get(name)) for a in (attributes, reference))
+            if here != there:
+                raise ValueError(f"{path} and {first} differ in {name}: {here} and {there}")
+    return ordered

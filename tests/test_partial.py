@@ -1,0 +1,143 @@
+"""An output appears whole; what an interrupted job left is kept for the same inputs, by one job."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flame import partial as module
+from flame.partial import BusyError, partial, write_atomic
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a job."""
+
+
+def interrupted(output: Path, fingerprint: dict) -> list[str]:
+    """Begin a job that gets killed; names of the files that it found."""
+    try:
+        with partial(output, fingerprint) as folder:
+            found = [path.name for path in folder.iterdir()]
+            (folder / "chunk").write_text("1")
+            raise Killed
+    except Killed:
+        return found
+
+
+def hold(output: Path, **lease: object) -> Path:
+    """Leave the lease of another job."""
+    path = output.with_name(output.name + ".partial") / "lease.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"token": "x", "slurm_job": None, "pid": 1, "host": "far"} | lease))
+    return path
+
+
+def dead_pid() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_output_appears_at_the_end_and_nothing_else_remains(tmp_path):
+    output = tmp_path / "out"
+    with partial(output, {"a": 1}) as folder:
+        (folder / "chunk").write_text("1")
+        assert not output.exists()
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["out", "out/chunk"]
+
+
+def test_an_older_output_is_replaced_at_the_end(tmp_path):
+    output = tmp_path / "out"
+    for text in ("old", "new"):
+        with partial(output, {}) as folder:
+            assert list(folder.iterdir()) == []
+            (folder / text).touch()
+    assert [p.name for p in output.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_same_inputs_go_on_and_others_start_afresh(tmp_path, caplog):
+    caplog.set_level("INFO")
+    output = tmp_path / "out"
+    assert interrupted(output, {"a": 1}) == []
+    assert interrupted(output, {"a": 1}) == ["chunk"]
+    assert "afresh" not in caplog.text
+    assert interrupted(output, {"a": 2}) == []
+    assert "starting afresh" in caplog.text
+
+
+@pytest.mark.parametrize("torn", [None, "", '{"a"'])
+def test_a_missing_or_torn_fingerprint_starts_afresh(tmp_path, torn):
+    output = tmp_path / "out"
+    interrupted(output, {"a": 1})
+    record = tmp_path / "out.partial" / "fingerprint.json"
+    record.unlink() if torn is None else record.write_text(torn)
+    with partial(output, {"a": 1}) as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_a_second_job_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    output = tmp_path / "out"
+    with partial(output, {}) as folder:
+        (folder / "chunk").touch()
+        job = f"process {os.getpid()} on {socket.gethostname()}, SLURM job 4711"
+        with pytest.raises(BusyError, match=job), partial(output, {}):
+            pass
+    assert (output / "chunk").exists()
+
+
+def test_a_job_on_another_host_is_refused_while_its_heart_beats(tmp_path):
+    lease = hold(tmp_path / "out")
+    with pytest.raises(BusyError, match="process 1 on far"), partial(tmp_path / "out", {}):
+        pass
+    old = time.time() - module.STALE - 1
+    os.utime(lease, (old, old))
+    with partial(tmp_path / "out", {}):
+        pass
+
+
+def test_the_lease_of_a_dead_process_is_taken_over_at_once(tmp_path):
+    hold(tmp_path / "out", host=socket.gethostname(), pid=dead_pid())
+    with partial(tmp_path / "out", {}):
+        pass
+
+
+def test_a_torn_lease_is_taken_over(tmp_path):
+    hold(tmp_path / "out").write_text('{"token"')
+    with partial(tmp_path / "out", {}):
+        pass
+
+
+def test_a_job_that_lost_its_lease_does_not_publish(tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(BusyError, match="taken over"), partial(output, {}):
+        hold(output)
+    assert not output.exists()
+
+
+def test_heart_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+    with partial(tmp_path / "out", {}):
+        lease = tmp_path / "out.partial" / "lease.json"
+        os.utime(lease, (0, 0))
+        deadline = time.monotonic() + 5
+        while lease.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_write_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+    with pytest.raises(ZeroDivisionError):
+        write_atomic(path, lambda temporary: temporary.write_text(str(1 / 0)))
+    assert path.read_bytes() == b"old"
+    write_atomic(path, lambda temporary: temporary.write_text("new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "new"
