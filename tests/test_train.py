@@ -1,0 +1,245 @@
+"""The training stage on a real, tiny data set and store."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from flame import model, store
+from flame.config import Recipe, TrainSettings
+from flame.datasets import Sample
+from flame.optim import adamw, learning_rate
+from flame.shards import ShardWriter
+from flame.train import train
+
+GOLDEN = Path(__file__).parent / "golden" / "train.txt"
+FACETS = {"scene": " a", "object": " b"}
+IMAGES, SIZE, DIM = 24, 16, 12
+STEPS = 10
+ENVIRONMENT = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
+
+
+def png(rng):
+    pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    data = BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Folder of a data set with 24 images, and the stores of its raw and long captions."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("train")
+    images = root / "dots"
+    writer = ShardWriter(images, samples_per_shard=10)
+    keys = [f"dot-{i}" for i in range(IMAGES)]
+    for key in keys:
+        writer.add(Sample(key=key, image=png(rng), captions={"raw": ["a"], "long": ["b"]}))
+    (images / "manifest.json").write_text(json.dumps(writer.close()))
+    stores = []
+    for kind in ("raw", "long"):
+        path = root / "store" / kind / "0.zarr"
+        attributes = {"kind": kind, "facets": FACETS, "part": 0, "parts": 1}
+        store.create(path, attributes)
+        rows = store.Writer(path, "dots", keys=keys[::-1], facets=list(FACETS), dim=DIM)
+        rows.write(range(IMAGES), rng.normal(1.0, 1.0, (IMAGES, len(FACETS), DIM)))
+        stores.append(path)
+    return images, stores
+
+
+def settings(**recipe):
+    plain = {
+        "epochs": 4,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "weight_decay": 0.1,
+        "warmup_steps": 3,
+        "standardize": "center",
+        "precision": "float32",
+        "augment": {"scale": (0.7, 1.0), "shift": 2},
+    }
+    args = {"channels": [8, 8, 16, 16], "stem_width": 4, "drop_path_rate": 0.1}
+    return TrainSettings(
+        run="tiny",
+        seed=0,
+        dataset="dots",
+        backbone={"timm": "resnet10t", "image_size": SIZE, "args": args},
+        recipe=Recipe(**(plain | recipe)),
+        targets={"raw": ("scene",), "long": ("scene", "object")},
+        max_skipped=0.0,
+        version=1,
+    )
+
+
+def log_lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train(*inputs, out, settings())
+    return out
+
+
+def test_losses_of_the_first_steps_are_the_golden_ones(finished):
+    golden = [float(line.split()[1]) for line in GOLDEN.read_text().splitlines()]
+    losses = [line["loss"] for line in log_lines(finished)]
+    assert len(golden) == STEPS
+    assert losses[:STEPS] == pytest.approx(golden, abs=1e-4)
+
+
+def test_a_finished_run_holds_what_others_need(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "log.jsonl",
+        "loss.png",
+        "model.safetensors",
+        "run.json",
+    ]
+    tower, record = model.load(finished)
+    assert record["steps"] == 12
+    assert record["pairs"]["used"] == IMAGES
+    assert record["loss"] == log_lines(finished)[-1]["loss"]
+    assert set(tower.centers) == {"raw", "long"}
+    assert set(tower.centers["raw"]) == set(FACETS)
+    last = log_lines(finished)[-1]
+    assert {"epoch", "tau", "lr", "images_per_second", "data_wait", "grad_norm"} < set(last)
+
+
+def test_two_runs_have_the_same_bytes_whatever_is_kept_in_memory(inputs, finished, tmp_path):
+    train(*inputs, tmp_path / "again", settings(), cache_mb=0)
+    assert weights(tmp_path / "again") == weights(finished)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    often = settings(checkpoint_minutes=1e-9)
+    train(*inputs, tmp_path / "whole", often)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # After the update of step 7 and before its checkpoint.
+        patch.setattr(model.FlameTower, "clamp_scale", _call_number(8, killed))
+        with pytest.raises(KeyboardInterrupt):
+            train(*inputs, out, often)
+    train(*inputs, out, often)
+    assert weights(out) == weights(tmp_path / "whole") == weights(finished)
+    losses, expected = ([line["loss"] for line in log_lines(p)] for p in (out, finished))
+    assert losses == expected
+
+
+def _call_number(number, action):
+    original, calls = model.FlameTower.clamp_scale, []
+
+    def counting(*args):
+        calls.append(args)
+        return action() if len(calls) == number else original(*args)
+
+    return counting
+
+
+def test_sigterm_ends_a_run_between_two_steps(inputs, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        terminate = _call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(model.FlameTower, "clamp_scale", terminate)
+        with pytest.raises(SystemExit, match="143"):
+            train(*inputs, out, settings())
+    with safe_open(tmp_path / "run.partial" / "content" / "checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "5"
+    train(*inputs, out, settings())
+    assert weights(out) == weights(finished)
+
+
+def test_a_killed_process_goes_on_to_the_same_bytes(inputs, tmp_path):
+    images, stores = inputs
+    wanted, out = settings(epochs=60, checkpoint_minutes=1e-9), tmp_path / "run"
+    command = [sys.executable, "-m", "flame.train", "--images", images, "--stores", *stores]
+    command += ["--out", out, "--settings", wanted.model_dump_json()]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    log = tmp_path / "run.partial" / "content" / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 5):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    train(images, stores, out, wanted)
+    train(images, stores, tmp_path / "whole", wanted)
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_two_processes_train_one_tower(inputs, tmp_path):
+    images, stores = inputs
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "flame.train", "--images", images, "--stores", *stores]
+    wanted = settings(epochs=1, warmup_steps=1, loss="sigmoid")
+    command += ["--out", tmp_path / "run", "--settings", wanted.model_dump_json()]
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_workers_that_read_ahead_change_nothing(inputs, finished, tmp_path):
+    train(*inputs, tmp_path / "run", settings(), cache_mb=0, workers=1)
+    assert weights(tmp_path / "run") == weights(finished)
+
+
+def test_a_tiny_set_is_learned(inputs, tmp_path):
+    train(*inputs, tmp_path / "run", settings(epochs=60, augment={}, lr=1e-2))
+    losses = [line["loss"] for line in log_lines(tmp_path / "run")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
+    with pytest.raises(ValueError, match=r"not finite.*'step': \d+.*'tau'.*'lr'.*checkpoint"):
+        train(*inputs, tmp_path / "run", settings(lr=1e38, eps=1e-30))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"batch_size": 25}, "batch_size 25 is more than the 24 pairs"),
+        ({"warmup_steps": 12}, "warmup_steps 12 of only 12 steps"),
+        ({"facets_per_step": 4}, "facets_per_step 4 is more than the 3"),
+    ],
+)
+def test_impossible_recipes_are_refused(inputs, tmp_path, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        train(*inputs, tmp_path / "run", settings(**recipe))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero():
+    recipe = settings(lr=1.0, warmup_steps=4).recipe
+    rates = [learning_rate(step, 104, recipe) for step in range(105)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[104] == pytest.approx(0.0)
+
+
+def test_vectors_do_not_decay():
+    tower = model.FlameTower(settings().backbone, settings().recipe, DIM)
+    decaying, kept = adamw(tower, settings().recipe).param_groups
+    assert decaying["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert any(param is tower.log_scale for param in kept["params"])
+    assert {param.ndim for param in kept["params"]} == {0, 1}
+    assert {param.ndim for param in decaying["params"]} == {2, 4}
+    assert torch.is_tensor(tower.bias)
