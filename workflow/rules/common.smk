@@ -1,0 +1,174 @@
+"""The study, and functions of wildcards that say what a file depends on."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+ROOT = Path(str(workflow.current_basedir)).parents[1]
+SRC = Path(os.path.relpath(ROOT / "src"))
+sys.path.insert(0, str(ROOT / "src"))
+
+from flame.config import StudyError, VERSION, load
+
+
+def checked_study():
+    """The study named by --configfile or by the profile; one line per mistake if it has any."""
+    try:
+        return load(config, ", ".join(map(str, workflow.configfiles)) or "no --configfile", ROOT)
+    except StudyError as error:
+        sys.exit(f"{error}\nNothing was run; config/README.md explains every key.")
+
+
+study = checked_study()
+
+
+wildcard_constraints:
+    dataset=r"[^/]+",
+    llm=r"[^/]+",
+    bundle=r"[^/]+",
+    kind=r"[^/]+",
+    part=r"\d+",
+    run=r"[^/]+",
+    table=r"[^/]+",
+
+
+def program(wildcards, output):
+    """How a stage is called: by conda's Python, or by the one that runs Snakemake.
+
+    It takes `output`, which makes it no reason to run a job anew on another machine or checkout.
+    """
+    by_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    interpreter = "python" if by_conda else sys.executable
+    return f"PYTHONPATH={SRC} {interpreter} -m" if SRC.is_dir() else f"{interpreter} -m"
+
+
+def known_name(kind, name, table):
+    """A name that a wildcard took from the command line, or an error with the known ones."""
+    if name not in table:
+        raise WorkflowError(f"unknown {kind} {name!r}; the study knows: {', '.join(table)}")
+    return table[name]
+
+
+def dataset_source(wildcards):
+    return known_name("dataset", wildcards.dataset, study.datasets).source
+
+
+def dataset_options(wildcards):
+    return json.dumps(known_name("dataset", wildcards.dataset, study.datasets).options)
+
+
+def llm_checkpoint(wildcards):
+    return known_name("llm", wildcards.llm, study.llms).checkpoint.model_dump_json()
+
+
+def prompt_text(wildcards):
+    prompt = known_name("prompt", wildcards.prompt, study.prompts)
+    before, after = prompt.prefix
+    return f"{before}{{caption}}{after}{prompt.suffix(study.facets[wildcards.facet].text)}"
+
+
+def prompt_files(kind, facets):
+    return expand(
+        "results/prompts/{prompt}/{facet}.txt", prompt=study.prompt_name(kind), facet=facets
+    )
+
+
+def store_files(llm, bundle, kind):
+    return expand(
+        "results/embed/{llm}/{bundle}/{kind}/{part}.zarr",
+        llm=llm,
+        bundle=bundle,
+        kind=kind,
+        part=range(study.parts(bundle, kind)),
+    )
+
+
+def embed_datasets(wildcards):
+    return expand(
+        "resources/datasets/{dataset}",
+        dataset=study.bundle_datasets(wildcards.bundle, wildcards.kind),
+    )
+
+
+def embed_prompts(wildcards):
+    return prompt_files(wildcards.kind, study.prompt_of(wildcards.kind).facets)
+
+
+def embed_settings(wildcards):
+    return study.embed_settings(
+        wildcards.llm, wildcards.bundle, wildcards.kind, int(wildcards.part)
+    ).model_dump_json()
+
+
+def train_images(wildcards):
+    return f"resources/datasets/{known_name('run', wildcards.run, study.runs).dataset}"
+
+
+def train_stores(wildcards):
+    run = study.runs[wildcards.run]
+    bundle = study.bundle(run.dataset)
+    return [path for kind in run.targets for path in store_files(run.llm, bundle, kind)]
+
+
+def train_prompts(wildcards):
+    targets = study.targets(wildcards.run)
+    return [path for kind, facets in targets.items() for path in prompt_files(kind, facets)]
+
+
+def train_llm(wildcards):
+    return f"resources/llms/{study.runs[wildcards.run].llm}"
+
+
+def run_readout(wildcards):
+    return study.readout(known_name("run", wildcards.run, study.runs).llm)
+
+
+def train_settings(wildcards):
+    return study.train_settings(wildcards.run).model_dump_json()
+
+
+def evaluate_datasets(wildcards):
+    questions = study.questions(wildcards.run, wildcards.bundle)
+    return expand("resources/datasets/{dataset}", dataset={q.dataset: None for q in questions})
+
+
+def evaluate_stores(wildcards):
+    llm = known_name("run", wildcards.run, study.runs).llm
+    kinds = {q.captions: None for q in study.questions(wildcards.run, wildcards.bundle)}
+    return [path for kind in kinds for path in store_files(llm, wildcards.bundle, kind)]
+
+
+def evaluate_prompts(wildcards):
+    questions = study.questions(wildcards.run, wildcards.bundle)
+    paths = [path for q in questions for path in prompt_files(q.captions, q.facets)]
+    return list(dict.fromkeys(paths))
+
+
+def evaluate_settings(wildcards):
+    return study.evaluate_settings(wildcards.run, wildcards.bundle).model_dump_json()
+
+
+def table_metrics(wildcards):
+    table = known_name("table", wildcards.table, study.tables)
+    bundles = {study.bundle(study.benchmarks[b].dataset): None for b in table.benchmarks}
+    return expand(
+        "results/evaluate/{run}/{bundle}.json",
+        run={row.run: None for row in table.rows},
+        bundle=bundles,
+    )
+
+
+def table_reported(wildcards):
+    return os.path.relpath(ROOT / study.tables[wildcards.table].reported.file)
+
+
+def table_settings(wildcards):
+    return study.table_settings(wildcards.table).model_dump_json()
+
+
+def all_tables():
+    return expand("results/{table}.csv", table=study.tables)

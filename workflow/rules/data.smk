@@ -1,0 +1,46 @@
+rule download_dataset:
+    """A data set, wherever it comes from -> tar shards, index, captions."""
+    output:
+        directory("resources/datasets/{dataset}"),
+    log:
+        "logs/download/dataset/{dataset}.log",
+    benchmark:
+        "logs/download/dataset/{dataset}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime="12h",
+    params:
+        program=program,
+        source=dataset_source,
+        options=dataset_options,
+        seed=study.seed,
+        max_skipped=study.max_skipped,
+        version=VERSION["download"],
+    shell:
+        "{params.program} flame.download dataset --source {params.source}"
+        " --options {params.options:q} --seed {params.seed} --max-skipped {params.max_skipped}"
+        " --out {output} 2>&1 | tee {log}"
+
+
+rule download_llm:
+    """A checkpoint of any source -> one folder of dense safetensors and a tokenizer."""
+    output:
+        directory("resources/llms/{llm}"),
+    log:
+        "logs/download/llm/{llm}.log",
+    benchmark:
+        "logs/download/llm/{llm}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=3000,
+        runtime="12h",
+    params:
+        program=program,
+        checkpoint=llm_checkpoint,
+        version=VERSION["download"],
+    shell:
+        "{params.program} flame.download llm --checkpoint {params.checkpoint:q}"
+        " --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,40 @@
+rule prompt:
+    """The words of one facet, in a file of their own: who uses the facet depends on it."""
+    output:
+        "results/prompts/{prompt}/{facet}.txt",
+    log:
+        "logs/prompts/{prompt}/{facet}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        text=prompt_text,
+    shell:
+        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
+
+
+rule embed:
+    """Captions of a kind -> embeddings of every facet, by a frozen LLM in one pass."""
+    input:
+        llm="resources/llms/{llm}",
+        datasets=embed_datasets,
+        prompts=embed_prompts,
+    output:
+        directory("results/embed/{llm}/{bundle}/{kind}/{part}.zarr"),
+    log:
+        "logs/embed/{llm}/{bundle}/{kind}/{part}.log",
+    benchmark:
+        "logs/embed/{llm}/{bundle}/{kind}/{part}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2500,
+        runtime="12h",
+        token_budget=1024,
+    params:
+        program=program,
+        settings=embed_settings,
+    shell:
+        "{params.program} flame.embed --llm {input.llm} --datasets {input.datasets} --out {output}"
+        " --settings {params.settings:q} --token-budget {resources.token_budget}"
+        " --threads {threads} 2>&1 | tee {log}"
