@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from flame.datasets import Sample
-from flame.images import ImageReader, augment, normalize
+from flame.images import ImageReader, augment
 from flame.shards import ImageError, ShardWriter
 
 EXIF_ORIENTATION, TURNED_RIGHT = 0x0112, 6
@@ -202,9 +202,3 @@ def test_same_generator_gives_the_same_crops():
         augment(images, torch.Generator().manual_seed(5), scale=(0.5, 1), shift=2) for _ in range(2)
     )
     assert torch.equal(one, two)
-
-
-def test_normalize_works_per_channel():
-    images = torch.rand(2, 3, 4, 4)
-    done = normalize(images, mean=[0.1, 0.2, 0.3], std=[1, 2, 4])
-    torch.testing.assert_close(done[:, 2], (images[:, 2] - 0.3) / 4)

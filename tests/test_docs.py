@@ -1,0 +1,109 @@
+"""The documents are true: keys, links, examples, and the versions of the conda environment."""
+
+import re
+import sys
+import tomllib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import yaml
+from pydantic import BaseModel
+
+from flame import datasets, download
+from flame.config import Study, load
+from flame.datasets import scenes
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    path
+    for pattern in ("README.md", "CONTRIBUTING.md", "config/README.md", "docs/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+PINNED = re.compile(r"^([a-zA-Z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every pydantic model that a field's type names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_in(field.annotation)
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+def keys_of_a_study() -> list[str]:
+    models = dict.fromkeys([*models_in(Study), scenes.Options])
+    return [f"{model.__name__}.{field}" for model in models for field in model.model_fields]
+
+
+def blocks(language: str) -> list[str]:
+    """Examples of CONTRIBUTING.md in one language."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def merged(values: Any, changes: Any) -> Any:
+    if not isinstance(values, dict) or not isinstance(changes, dict):
+        return changes
+    return values | {key: merged(values.get(key), value) for key, value in changes.items()}
+
+
+@pytest.fixture
+def squares(tmp_path, monkeypatch) -> Path:
+    """The example data set, in a folder where data sets are looked for; the folder beside it."""
+    package = tmp_path / "datasets"
+    package.mkdir()
+    (package / "squares.py").write_text(blocks("python")[0])
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(package)])
+    yield tmp_path / "out" / "squares"
+    sys.modules.pop("flame.datasets.squares", None)
+
+
+@pytest.mark.parametrize("key", keys_of_a_study())
+def test_every_key_is_explained(key):
+    assert f"`{key.split('.')[1]}`" in (ROOT / "config/README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r'(?:src|srcset|href)="([^"#]+)', text)
+    missing = [link for link in links if ":" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_example_study_is_valid(squares):
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for block in blocks("yaml"):
+        values = merged(values, yaml.safe_load(block))
+    study = load(values, "CONTRIBUTING.md", ROOT)
+    assert study.targets("vit-layer-20")["short"] == ("scene", "weather")
+
+
+def test_the_example_data_set_can_be_read(squares):
+    download.dataset("squares", '{"images": 8}', 0, squares)
+    assert (squares / "manifest.json").is_file()
+
+
+def test_the_example_task_answers():
+    task = types.ModuleType("nearest")
+    exec(blocks("python")[1], vars(task))
+    answer = task.evaluate(torch.eye(3), "abc", [None] * 3, torch.eye(3)[[0, 2, 1]], "abc")
+    assert answer.metrics["accuracy"].hit.tolist() == [True, False, False]
+
+
+def test_the_conda_environment_has_the_locked_versions():
+    locked = dict(PINNED.findall((ROOT / "requirements.lock").read_text()))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    pins = dict(line.split("==") for line in pip)
+    assert pins == {name: locked[name] for name in pins}
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    assert set(pins) == needed - {"snakemake"}
