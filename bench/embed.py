@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel
 
+from flame.datasets import scenes
 from flame.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM, Layout, facet_mask
 
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
@@ -30,39 +31,17 @@ PARTS = (
     "the positioning layout or spatial relationship in this image",
     "the dominant color or color combination of this image",
 )
-WORDS = [
-    "a",
-    "the",
-    "large",
-    "red",
-    "green",
-    "old",
-    "bright",
-    "apple",
-    "boat",
-    "cat",
-    "tree",
-    "stands",
-]
-WORDS += [
-    "floats",
-    "near",
-    "above",
-    "beside",
-    "meadow",
-    "beach",
-    "street",
-    "evening",
-    "calm",
-    "with",
-]
 RELEASE_BATCH = 32
 
 
 def captions(num: int, seed: int) -> list[str]:
-    """Plain sentences, 40 to 70 words a caption."""
+    """Long captions of `flame.datasets.scenes`, as the study embeds them."""
+    options = scenes.Options(split="bench", images=num, long=1)
     rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(40, 70))) + "." for _ in range(num)]
+    return [
+        scenes.describe(scenes.sample(options, rng, {}), options, rng)["long"][0]
+        for _ in range(num)
+    ]
 
 
 class DensePass:

@@ -44,6 +44,34 @@ def facet_mask(prefix_len: int, facet_lens: Sequence[int]) -> torch.Tensor:
     return mask
 
 
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of few queries under an additive mask, as plain matrix products.
+
+    In bfloat16 on a CPU this takes half the time of `scaled_dot_product_attention`.
+
+    Args:
+        query: (B, H, Q, E).
+        key: (B, G, L, E); G key heads, each shared by H / G query heads.
+        value: (B, G, L, E).
+        mask: (B, 1, Q, L), 0 or -inf.
+        scaling: factor of the scores.
+
+    Returns:
+        (B, H, Q, E).
+    """
+    rows = query.reshape(*key.shape[:2], -1, query.shape[-1])
+    scores = rows @ key.transpose(2, 3)
+    weights = torch.add(mask, scores.view(*query.shape[:3], -1), alpha=scaling).softmax(dim=-1)
+    return (weights.view(scores.shape) @ value).view(query.shape)
+
+
 class Layout:
     """Where the tokens of one batch are, and what each of them may attend to."""
 
@@ -118,9 +146,10 @@ class Layout:
             attn_mask=near,
             is_causal=near is None,
             scale=scaling,
+            enable_gqa=True,
         )
-        suffixes = scaled_dot_product_attention(
-            query[:, :, p:], key, value, attn_mask=self.suffix_mask(window), scale=scaling
+        suffixes = masked_attention(
+            query[:, :, p:], key, value, self.suffix_mask(window), scaling=scaling
         )
         return torch.cat([prefix.transpose(1, 2), suffixes.transpose(1, 2)], dim=1)
 
@@ -160,9 +189,7 @@ class Answers:
     ) -> torch.Tensor:
         """Attention of the answer positions, (B, H, K, E) -> (B, K, H, E)."""
         mask = self.layout.suffix_mask(window)[:, :, self.layout.answers]
-        return scaled_dot_product_attention(
-            query, self.key, self.value, attn_mask=mask, scale=scaling
-        ).transpose(1, 2)
+        return masked_attention(query, self.key, self.value, mask, scaling=scaling).transpose(1, 2)
 
 
 class AnswerLayer(nn.Module):
@@ -213,8 +240,6 @@ def facet_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"{type(module).__name__} needs {name!r}, which is not supported here")
-    groups = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     return facets.attend(query, key, value, scaling=scaling, window=sliding_window), None
 
 
