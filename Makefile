@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 tiny test lint format bench lock clean
+.PHONY: help setup table6 tiny test lint format bench lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ bench: setup ## speed against the alternatives, as ratios
 lock: ## requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+
+unlock: setup ## after a kill -9 or a power cut: let the next run go on where the last one was
+	$(BIN)/snakemake --unlock
 
 clean: ## results and logs; downloads and the environment stay
 	rm -rf results logs

@@ -617,10 +617,16 @@ class Study(Section):
         trained = self.targets(run).get(benchmark.center or benchmark.captions)
         return trained if benchmark.facets == "trained" and trained else prompt.default
 
-    def readout(self, llm: str) -> str:
-        """JSON of all that decides an LLM's vectors besides captions and prompts."""
-        read = self.llms[llm].model_dump(mode="json") | self.embedding.model_dump(mode="json")
-        return json.dumps(read | {"version": VERSION["embed"]}, sort_keys=True)
+    def readout(self, llm: str, bundle: str) -> str:
+        """JSON of all that decides a bundle's stores besides captions and prompts."""
+        kinds = [kind for prompt in self.prompts.values() for kind in prompt.captions]
+        read = {
+            "llm": self.llms[llm].model_dump(mode="json", exclude={"checkpoint"}),
+            "embedding": self.embedding.model_dump(mode="json"),
+            "parts": {kind: self.parts(bundle, kind) for kind in kinds},
+            "version": VERSION["embed"],
+        }
+        return json.dumps(read)
 
     def embed_settings(self, llm: str, bundle: str, kind: str, part: int) -> EmbedSettings:
         """Settings of one embedding job."""

@@ -17,8 +17,11 @@ from flame.config import StudyError, VERSION, load
 
 def checked_study():
     """The study named by --configfile or by the profile; one line per mistake if it has any."""
+    origins = [str(path) for path in workflow.configfiles] or ["no --configfile"]
+    if workflow.config_settings.config:
+        origins.append("--config")
     try:
-        return load(config, ", ".join(map(str, workflow.configfiles)) or "no --configfile", ROOT)
+        return load(config, ", ".join(origins), ROOT)
     except StudyError as error:
         sys.exit(f"{error}\nNothing was run; config/README.md explains every key.")
 
@@ -68,7 +71,13 @@ def llm_checkpoint(wildcards):
 def prompt_text(wildcards):
     prompt = known_name("prompt", wildcards.prompt, study.prompts)
     before, after = prompt.prefix
-    return f"{before}{{caption}}{after}{prompt.suffix(study.facets[wildcards.facet].text)}"
+    facet = known_name("facet", wildcards.facet, study.facets)
+    return f"{before}{{caption}}{after}{prompt.suffix(facet.text)}"
+
+
+def readout_text(wildcards):
+    known_name("llm", wildcards.llm, study.llms)
+    return study.readout(wildcards.llm, wildcards.bundle)
 
 
 def prompt_files(kind, facets):
@@ -88,10 +97,11 @@ def store_files(llm, bundle, kind):
 
 
 def embed_datasets(wildcards):
-    return expand(
-        "resources/datasets/{dataset}",
-        dataset=study.bundle_datasets(wildcards.bundle, wildcards.kind),
-    )
+    datasets = study.bundle_datasets(wildcards.bundle, wildcards.kind)
+    if not datasets or int(wildcards.part) >= study.parts(wildcards.bundle, wildcards.kind):
+        store = f"{wildcards.bundle}/{wildcards.kind}/{wildcards.part}.zarr"
+        raise WorkflowError(f"no run or benchmark of the study uses a store {store!r}")
+    return expand("resources/datasets/{dataset}", dataset=datasets)
 
 
 def embed_prompts(wildcards):
@@ -99,6 +109,7 @@ def embed_prompts(wildcards):
 
 
 def embed_settings(wildcards):
+    known_name("llm", wildcards.llm, study.llms)
     return study.embed_settings(
         wildcards.llm, wildcards.bundle, wildcards.kind, int(wildcards.part)
     ).model_dump_json()
@@ -123,28 +134,40 @@ def train_llm(wildcards):
     return f"resources/llms/{study.runs[wildcards.run].llm}"
 
 
-def run_readout(wildcards):
-    return study.readout(known_name("run", wildcards.run, study.runs).llm)
+def train_readout(wildcards):
+    run = study.runs[wildcards.run]
+    return f"results/readout/{run.llm}/{study.bundle(run.dataset)}.json"
 
 
 def train_settings(wildcards):
     return study.train_settings(wildcards.run).model_dump_json()
 
 
+def questions(wildcards):
+    known_name("run", wildcards.run, study.runs)
+    asked = study.questions(wildcards.run, wildcards.bundle)
+    if not asked:
+        raise WorkflowError(f"no benchmark of the study asks of bundle {wildcards.bundle!r}")
+    return asked
+
+
 def evaluate_datasets(wildcards):
-    questions = study.questions(wildcards.run, wildcards.bundle)
-    return expand("resources/datasets/{dataset}", dataset={q.dataset: None for q in questions})
+    datasets = {q.dataset: None for q in questions(wildcards)}
+    return expand("resources/datasets/{dataset}", dataset=datasets)
 
 
 def evaluate_stores(wildcards):
-    llm = known_name("run", wildcards.run, study.runs).llm
-    kinds = {q.captions: None for q in study.questions(wildcards.run, wildcards.bundle)}
+    llm = study.runs[wildcards.run].llm
+    kinds = {q.captions: None for q in questions(wildcards)}
     return [path for kind in kinds for path in store_files(llm, wildcards.bundle, kind)]
 
 
+def evaluate_readout(wildcards):
+    return f"results/readout/{study.runs[wildcards.run].llm}/{wildcards.bundle}.json"
+
+
 def evaluate_prompts(wildcards):
-    questions = study.questions(wildcards.run, wildcards.bundle)
-    paths = [path for q in questions for path in prompt_files(q.captions, q.facets)]
+    paths = [path for q in questions(wildcards) for path in prompt_files(q.captions, q.facets)]
     return list(dict.fromkeys(paths))
 
 
@@ -162,8 +185,14 @@ def table_metrics(wildcards):
     )
 
 
-def table_reported(wildcards):
+def table_reported(wildcards, output):
+    """Where the paper's numbers lie; as in `program`, their place is no reason to run anew."""
     return os.path.relpath(ROOT / study.tables[wildcards.table].reported.file)
+
+
+def table_numbers(wildcards):
+    """The paper's numbers themselves: these are a reason."""
+    return (ROOT / study.tables[wildcards.table].reported.file).read_text()
 
 
 def table_settings(wildcards):

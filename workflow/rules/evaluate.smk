@@ -5,6 +5,7 @@ rule evaluate:
         datasets=evaluate_datasets,
         stores=ancient(evaluate_stores),  # as in rule train
         prompts=evaluate_prompts,
+        readout=evaluate_readout,
     output:
         metrics="results/evaluate/{run}/{bundle}.json",
         hits="results/evaluate/{run}/{bundle}.parquet",
@@ -23,7 +24,6 @@ rule evaluate:
     params:
         program=program,
         settings=evaluate_settings,
-        readout=run_readout,
     shell:
         "{params.program} flame.evaluate --model {input.model} --datasets {input.datasets}"
         " --stores {input.stores} --out {output.metrics} --hits {output.hits}"

@@ -1,8 +1,7 @@
 rule table:
     """Metrics of every run and benchmark -> one table of the paper, as CSV and as Markdown."""
     input:
-        metrics=table_metrics,
-        reported=table_reported,
+        table_metrics,
     output:
         csv="results/{table}.csv",
         markdown="results/{table}.md",
@@ -15,8 +14,10 @@ rule table:
         runtime="10m",
     params:
         program=program,
+        reported=table_reported,
+        numbers=table_numbers,
         settings=table_settings,
     shell:
-        "{params.program} flame.table --metrics {input.metrics} --reported {input.reported}"
+        "{params.program} flame.table --metrics {input} --reported {params.reported}"
         " --csv {output.csv} --markdown {output.markdown} --settings {params.settings:q}"
         " 2>&1 | tee {log}"

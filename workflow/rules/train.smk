@@ -3,10 +3,11 @@ rule train:
     input:
         images=train_images,
         # A store holds more facets than a run uses, and is written anew when any of them changes.
-        # What this run needs of it are the words of its own facets, the LLM and the captions.
+        # This run depends on the words of its own facets, on the LLM and how it is read.
         stores=ancient(train_stores),
         prompts=train_prompts,
         llm=train_llm,
+        readout=train_readout,
     output:
         directory("results/train/{run}"),
     log:
@@ -25,7 +26,6 @@ rule train:
     params:
         program=program,
         settings=train_settings,
-        readout=run_readout,
     shell:
         "{params.program} flame.train --images {input.images} --stores {input.stores}"
         " --out {output} --settings {params.settings:q} --threads {threads}"

@@ -1,0 +1,436 @@
+"""The workflow as its users meet it: by its command line, on the tiny study."""
+
+import copy
+import fnmatch
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from flame.config import Study, load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests/config/tiny.yaml"
+RUNS = [f"flame-{prompts}" for prompts in (1, 3, 5, 7, 9)]
+
+
+def command(folder: Path, study: Path | None = TINY, *flags: str) -> list[str]:
+    chosen = [] if study is None else ["--configfile", str(study)]
+    return [sys.executable, "-m", "snakemake", "--directory", str(folder), *chosen, *flags]
+
+
+def snakemake(
+    folder: Path, study: Path | None, *flags: str, root: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake to its end; its two streams are one text, as on a terminal."""
+    return subprocess.run(
+        command(folder, study, *flags),
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def named(kind: str, text: str) -> set[str]:
+    """Files that Snakemake's description of jobs lists as their `input`, `output` or `log`."""
+    return {
+        path for line in re.findall(rf"^    {kind}: (.+)$", text, re.M) for path in line.split(", ")
+    }
+
+
+def planned(folder: Path, study: Path, *flags: str, root: Path = ROOT) -> set[str]:
+    """Files that a run would make."""
+    done = snakemake(folder, study, "--dry-run", *flags, root=root)
+    assert done.returncode == 0, done.stdout
+    files = named("output", done.stdout)
+    assert files or "Nothing to be done" in done.stdout, done.stdout
+    return files
+
+
+def matching(files: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    return {file for p in patterns for file in fnmatch.filter(files, p)}
+
+
+def changed(to: Path, *changes: tuple[str, object]) -> Path:
+    """The tiny study with other values, each under its dotted path; None takes the key away."""
+    values = copy.deepcopy(yaml.safe_load(TINY.read_text()))
+    for path, value in changes:
+        *parents, key = path.split(".")
+        section = values
+        for parent in parents:
+            section = section[int(parent) if isinstance(section, list) else parent]
+        if value is None:
+            del section[key]
+        else:
+            section[key] = value
+    to.write_text(yaml.safe_dump(values, sort_keys=False))
+    return to
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_file(TINY, ROOT)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the tiny study was run; what Snakemake said is in its `said.txt`."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = snakemake(folder, TINY, "--cores", "2")
+    assert done.returncode == 0, done.stdout
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """All files that the tiny study makes."""
+    return planned(tmp_path_factory.mktemp("empty"), TINY)
+
+
+# --- the way of the data -------------------------------------------------------------------
+
+
+def test_the_table_has_the_papers_rows_with_its_numbers_beside_ours(finished):
+    table = pl.read_csv(finished / "results/table6.csv", infer_schema=False)
+    assert table["prompts"].to_list() == ["1", "3", "5", "7", "9"]
+    seven = table.row(by_predicate=pl.col("prompts") == "7", named=True)
+    assert seven["ShareGPT4V-val i2t_r@1 paper"] == "85.6"
+    assert seven["average of 10 downstream sets top1 paper"] == "40.3"
+    assert all(0 <= float(value) <= 100 for row in table.iter_rows() for value in row)
+    assert "**7**" in (finished / "results/table6.md").read_text()
+
+
+def test_every_job_leaves_its_outputs_and_its_log(finished, everything):
+    said = (finished / "said.txt").read_text()
+    assert named("output", said) == everything
+    assert not [file for file in everything | named("log", said) if not (finished / file).exists()]
+    assert not list(finished.glob("results/**/*.partial"))
+    for run in RUNS:
+        files = {path.name for path in (finished / "results/train" / run).iterdir()}
+        assert files >= {"model.safetensors", "run.json", "log.jsonl", "loss.png"}
+
+
+def test_long_jobs_show_a_bar(finished):
+    logs = [*finished.glob("logs/embed/**/*.log"), *finished.glob("logs/train/*.log")]
+    assert len(logs) == 7 + len(RUNS)
+    for log in logs:
+        assert re.search(r"100%\|.*\d (captions|images)/s", log.read_text()), log
+
+
+# --- what runs anew ------------------------------------------------------------------------
+
+
+def test_a_second_run_does_nothing(finished):
+    again = snakemake(finished, TINY, "--cores", "2")
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout
+
+
+def test_speed_is_no_reason_to_run_anew(finished):
+    resources = ["embed:token_budget=512", "train:workers=1", "evaluate:batch_size=8"]
+    flags = ["--cores", "1", "--set-threads", "embed=2", "--set-resources", *resources]
+    assert planned(finished, TINY, *flags) == set()
+
+
+def test_a_moved_folder_does_not_run_anew(finished, tmp_path):
+    moved = tmp_path / "deeper" / "moved"
+    moved.parent.mkdir()
+    finished.rename(moved)
+    try:
+        assert planned(moved, TINY) == set()
+    finally:
+        moved.rename(finished)
+
+
+def test_another_checkout_runs_anew_only_what_it_reports_otherwise(finished, tmp_path):
+    """Code of the package is no reason to run anew (VERSION is); the paper's numbers are."""
+    for name in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name, copy_function=shutil.copy)
+    with (tmp_path / "src/flame/embed.py").open("a") as file:
+        file.write("# edited\n")
+    assert planned(finished, TINY, root=tmp_path) == set()
+    reported = tmp_path / "config/reported/table6.csv"
+    reported.write_text(reported.read_text().replace("85.6", "85.7"))
+    assert planned(finished, TINY, root=tmp_path) == {"results/table6.csv", "results/table6.md"}
+
+
+TABLE = "results/table6.*"
+TOWERS = ["results/train/*", "results/evaluate/*", TABLE]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "patterns"),
+    [
+        ("facets.scene.text", "this picture", ["*/scene.txt", "results/embed/*", *TOWERS]),
+        ("llms.random-llama.final_norm", False, ["results/readout/*", "results/embed/*", *TOWERS]),
+        ("embedding.positions", "running", ["results/readout/*", "results/embed/*", *TOWERS]),
+        (
+            "llms.random-llama.checkpoint.seed",
+            1,
+            ["resources/llms/*", "results/embed/*", *TOWERS],
+        ),
+        (
+            "datasets.scenes.options.images",
+            97,
+            ["resources/datasets/scenes", "results/embed/*/scenes/*", *TOWERS],
+        ),
+        (
+            "datasets.scenes-long.options.images",
+            25,
+            [
+                "resources/datasets/scenes-long",
+                "results/embed/*/benchmarks/long/*",
+                "results/evaluate/*",
+                TABLE,
+            ],
+        ),
+        ("recipes.tiny.lr", 2e-3, TOWERS),
+        ("runs.flame-3.seed", 1, ["*/flame-3", "*/flame-3/*", TABLE]),
+        ("bootstrap.seed", 1, ["results/evaluate/*", TABLE]),
+        ("tables.table6.title", "Table 6", [TABLE]),
+    ],
+)
+def test_a_change_runs_exactly_what_depends_on_it(
+    finished, everything, tmp_path, path, value, patterns
+):
+    study = changed(tmp_path / "study.yaml", (path, value))
+    assert planned(finished, study) == matching(everything, patterns)
+
+
+def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
+    finished, everything, study, tmp_path
+):
+    using = [run for run in RUNS if "color" in study.targets(run)["long"]]
+    assert using
+    assert set(using) < set(RUNS)
+    towers = [f"results/{what}" for run in using for what in (f"train/{run}", f"evaluate/{run}/*")]
+    edited = changed(tmp_path / "study.yaml", ("facets.color.text", "the colors of this image"))
+    prompt, stores = "results/prompts/long/color.txt", "results/embed/*/long/*"
+    assert planned(finished, edited) == matching(everything, [prompt, stores, *towers, TABLE])
+
+    # Nor is it forgotten where a run ends between the stores and the towers.
+    folder = tmp_path / "interrupted"
+    shutil.copytree(finished, folder)
+    assert snakemake(folder, edited, "--cores", "1", "--", prompt).returncode == 0
+    written = sorted(matching(everything, [stores]))
+    assert snakemake(folder, edited, "--cores", "1", "--touch", "--", *written).returncode == 0
+    assert planned(folder, edited) == matching(everything, [*towers, TABLE])
+
+
+def test_every_setting_is_recorded(finished):
+    """Snakemake drops a parameter that is not a builtin, and then overlooks its changes."""
+    tracked = {
+        "download_dataset": 5,  # source, options, seed, max_skipped, version
+        "download_llm": 2,  # checkpoint, version
+        "prompt": 1,  # text
+        "embed": 1,  # settings
+        "readout": 1,  # text
+        "train": 1,  # settings
+        "evaluate": 1,  # settings
+        "table": 2,  # settings, numbers
+    }
+    records = [
+        json.loads(path.read_text())
+        for path in (finished / ".snakemake/metadata").rglob("*")
+        if path.is_file()
+    ]
+    assert {record["rule"] for record in records} == set(tracked)
+    for record in records:
+        assert len(record["params"]) == tracked[record["rule"]], record
+
+
+# --- interruptions -------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
+    """`kill -9` of Snakemake and all its jobs in the middle of embedding, as in a power cut."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    stores = "results/embed/random-llama/scenes/long"
+    for made in (stores, "results/train/flame-7", "results/evaluate/flame-7"):
+        shutil.rmtree(folder / made)
+    for table in folder.glob("results/table6.*"):
+        table.unlink()
+
+    lease = folder / stores / "0.zarr.partial/lease.json"
+    process = subprocess.Popen(
+        command(folder, TINY, "--cores", "2"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while not lease.exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert lease.exists()
+
+    refused = snakemake(folder, TINY, "--cores", "2")
+    assert refused.returncode != 0
+    assert "It can be removed with the --unlock argument" in refused.stdout
+    assert snakemake(folder, TINY, "--unlock").returncode == 0
+    resumed = snakemake(folder, TINY, "--cores", "2")
+    assert resumed.returncode == 0, resumed.stdout
+    assert (
+        "was left by process" in (folder / "logs/embed/random-llama/scenes/long/0.log").read_text()
+    )
+    assert content(folder / "results/embed") == content(finished / "results/embed")
+    for made in ("train/flame-7/model.safetensors", "table6.csv", "table6.md"):
+        assert (folder / "results" / made).read_bytes() == (
+            finished / "results" / made
+        ).read_bytes(), made
+
+
+# --- mistakes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ([("sede", 0)], ["unknown key 'sede' (did you mean 'seed'?); known: study, seed, "]),
+        (
+            [("runs.flame-1.llm", "random-lama")],
+            ["runs.flame-1.llm: unknown llm 'random-lama' (did you mean 'random-llama'?); known: "],
+        ),
+        (
+            [("runs.flame-1.targets.short", ["color"])],
+            ["runs.flame-1.targets.short: facet not embedded by prompt 'short': 'color'; known: "],
+        ),
+        (
+            [("recipes.tiny.batch_size", -32), ("recipes.tiny.lr", "fast")],
+            ["recipes.tiny.batch_size: input should be greater than 0", "recipes.tiny.lr: input"],
+        ),
+        (
+            [("tables.table6.reported.file", "config/reported/table66.csv")],
+            ["tables.table6.reported.file: no such file: 'config/reported/table66.csv'"],
+        ),
+        ([("datasets.tints.source", "scene")], ["datasets.tints: unknown data set 'scene'"]),
+        (
+            [("datasets.tints.options.image", 40)],
+            ["datasets.tints: unknown option 'image' (did you mean 'images'?); known: "],
+        ),
+        (
+            [("backbones.resnet.timm", "resnet10")],
+            ["backbones.resnet.timm: unknown timm model 'resnet10'; the nearest known: "],
+        ),
+        (
+            [("tables.table6.rows.0.run", "flame-2"), ("benchmarks.DTD.task", "zero-shot")],
+            ["benchmarks.DTD.task: unknown task 'zero-shot'", "tables.table6.rows.0.run: unknown"],
+        ),
+        (
+            [("prompts.short.template", "In one word: {caption}")],
+            ["prompts.short: template: needs '{caption}' once and, after it, ' {facet}' once"],
+        ),
+        ([("runs.flame-9.targets.long", 10)], ["runs.flame-9.targets.long: 10 facets wanted"]),
+        ([("backbones", None)], ["backbones: field required"]),
+    ],
+    ids=lambda value: value[0][0] if isinstance(value[0], tuple) else "",
+)
+def test_a_bad_study_is_told_in_one_line_a_mistake(tmp_path, changes, lines):
+    bad = changed(tmp_path / "bad.yaml", *changes)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    done = snakemake(folder, bad, "--cores", "1", "results/table6.csv")
+    assert done.returncode != 0
+    profile, *mistakes, advice = done.stdout.splitlines()
+    assert profile.startswith("Using workflow specific profile")
+    assert advice == "Nothing was run; config/README.md explains every key."
+    assert len(mistakes) == len(lines)
+    for mistake, line in zip(mistakes, lines, strict=True):
+        assert mistake.startswith(f"{bad}: {line}")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["results/table66.csv"], "unknown table 'table66'; the study knows: table6"),
+        (["results/train/flame-2"], "unknown run 'flame-2'; the study knows: flame-1, flame-3"),
+        (
+            ["results/embed/random-llama/scenes/longer/0.zarr"],
+            "no run or benchmark of the study uses a store 'scenes/longer/0.zarr'",
+        ),
+        (
+            ["results/evaluate/flame-7/scenes.json"],
+            "no benchmark of the study asks of bundle 'scenes'",
+        ),
+        (["--config", "sede=1"], f"{TINY}, --config: unknown key 'sede' (did you mean 'seed'?)"),
+        (["--configfile", "no.yaml"], "No such file or directory: 'no.yaml'"),
+    ],
+)
+def test_a_bad_command_line_is_told_and_runs_nothing(tmp_path, flags, line):
+    done = snakemake(tmp_path, None if "--configfile" in flags else TINY, "--cores", "1", *flags)
+    assert done.returncode != 0
+    assert line in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} <= {".snakemake"}
+
+
+# --- the workflow as a whole ---------------------------------------------------------------
+
+
+def test_the_default_is_the_embedded_study(tmp_path):
+    study = load_file(ROOT / "config/config.yaml", ROOT)
+    start = time.monotonic()
+    done = snakemake(tmp_path, None, "--dry-run")
+    assert time.monotonic() - start < 10
+    assert done.returncode == 0, done.stdout
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
+    kinds = [(study.bundle(run.dataset), k) for run in study.runs.values() for k in run.targets]
+    kinds += [(study.bundle(b.dataset), b.captions) for b in study.benchmarks.values()]
+    bundles = {study.bundle(b.dataset) for b in study.benchmarks.values()}
+    expected = {
+        "download_dataset": len(study.datasets),
+        "download_llm": len(study.llms),
+        "prompt": sum(len(prompt.facets) for prompt in study.prompts.values()),
+        "readout": len({bundle for bundle, _ in kinds}),
+        "embed": sum(study.parts(*kind) for kind in set(kinds)),
+        "train": len(study.runs),
+        "evaluate": len(study.runs) * len(bundles),
+        "table": len(study.tables),
+        "all": 1,
+    }
+    expected["total"] = sum(expected.values())
+    assert counts == {rule: str(count) for rule, count in expected.items()}
+
+
+def test_the_workflow_is_in_good_form(tmp_path):
+    lint = snakemake(tmp_path, None, "--lint")
+    assert lint.returncode == 0, lint.stdout
+    form = subprocess.run(
+        [Path(sys.executable).with_name("snakefmt"), "--check", "workflow"], cwd=ROOT
+    )
+    assert form.returncode == 0
+
+
+def test_rules_leave_the_machine_to_profiles():
+    rules = {
+        rule.split(":")[0]: rule
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for rule in re.split(r"^rule ", path.read_text(), flags=re.M)[1:]
+    }
+    assert set(rules) >= {"download_dataset", "download_llm", "embed", "train", "evaluate", "table"}
+    for name, rule in rules.items():
+        for directive in ("log", "conda", "shell"):
+            assert f"\n    {directive}:\n" in rule, f"{name} has no {directive}:"
+        assert not re.search(r"retries|slurm|partition|nodes|mpi", rule), name
