@@ -241,6 +241,7 @@ def test_every_setting_is_recorded(finished):
         "download_llm": 2,  # checkpoint, version
         "prompt": 1,  # text
         "embed": 1,  # settings
+        "embed_training": 1,
         "readout": 1,  # text
         "train": 1,  # settings
         "evaluate": 1,  # settings
@@ -396,15 +397,16 @@ def test_the_default_is_the_embedded_study(tmp_path):
     assert time.monotonic() - start < 10
     assert done.returncode == 0, done.stdout
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
-    kinds = [(study.bundle(run.dataset), k) for run in study.runs.values() for k in run.targets]
-    kinds += [(study.bundle(b.dataset), b.captions) for b in study.benchmarks.values()]
+    trained = [(study.bundle(run.dataset), k) for run in study.runs.values() for k in run.targets]
+    kinds = trained + [(study.bundle(b.dataset), b.captions) for b in study.benchmarks.values()]
     bundles = {study.bundle(b.dataset) for b in study.benchmarks.values()}
     expected = {
         "download_dataset": len(study.datasets),
         "download_llm": len(study.llms),
         "prompt": sum(len(prompt.facets) for prompt in study.prompts.values()),
         "readout": len({bundle for bundle, _ in kinds}),
-        "embed": sum(study.parts(*kind) for kind in set(kinds)),
+        "embed": sum(study.parts(*kind) for kind in set(kinds) - set(trained)),
+        "embed_training": sum(study.parts(*kind) for kind in set(trained)),
         "train": len(study.runs),
         "evaluate": len(study.runs) * len(bundles),
         "table": len(study.tables),

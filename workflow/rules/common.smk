@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def store_files(llm, bundle, kind):
         kind=kind,
         part=range(study.parts(bundle, kind)),
     )
+
+
+def training_bundles():
+    """Regular expression of the bundles that some run is trained on."""
+    bundles = {study.bundle(run.dataset) for run in study.runs.values()}
+    return "|".join(map(re.escape, sorted(bundles)))
 
 
 def embed_datasets(wildcards):

@@ -53,3 +53,13 @@ rule embed:
         "{params.program} flame.embed --llm {input.llm} --datasets {input.datasets} --out {output}"
         " --settings {params.settings:q} --token-budget {resources.token_budget}"
         " --threads {threads} 2>&1 | tee {log}"
+
+
+use rule embed as embed_training with:
+    # The same, first: towers are trained while the benchmarks' captions are still being embedded.
+    wildcard_constraints:
+        bundle=training_bundles(),
+    priority: 1
+
+
+ruleorder: embed_training > embed

@@ -28,7 +28,7 @@ LICENCE = "CC BY-SA 4.0 (OpenMoji)"
 
 PIXELS = 64  # side of a picture
 MARGIN = 1  # pixels between an object and the frame
-MAIN_SIZES, MINOR_SIZES = (36, 40), (18, 21)  # longest side in pixels; a pair fits side by side
+MAIN_SIZES, MINOR_SIZES = (39, 43), (16, 19)  # longest side in pixels; a pair fits side by side
 JITTER = 6  # pixels an object may lie off the middle
 VARIANTS = 6  # backgrounds of one place: three heights of the ground, each also mirrored
 RIM = 0.75  # opacity of the white rim that keeps dark outlines visible at night
@@ -224,11 +224,11 @@ def draw(scene: Scene, rng: Random) -> bytes:
     main = _sprite(main_emoji, scene.tint, rng.choice(MAIN_SIZES))
     minor = _sprite(OBJECTS[scene.minor], scene.minor_tint, rng.choice(MINOR_SIZES))
     picture = _background(scene.place, scene.light, scene.weather, variant).copy()
+    picture.alpha_composite(_marks(scene.weather, variant))
     for sprite, corner in zip(
         (main, minor), _corners(main.size, minor.size, scene.relation, rng), strict=True
     ):
         picture.alpha_composite(sprite, corner)
-    picture.alpha_composite(_marks(scene.weather, variant))
     png = io.BytesIO()
     picture.convert("RGB").save(png, "PNG", compress_level=1)
     return png.getvalue()
@@ -284,13 +284,17 @@ def _artwork(emoji: str, tint: str) -> Image.Image:
 
 @cache
 def _shade(colour: str, fill: str) -> str:
-    """`fill` made as dark as `colour`; black lines stay black."""
+    """`fill` made as dark or as pale as `colour`; black lines stay black."""
     red, green, blue = ImageColor.getrgb(colour)[:3]
     luma = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
     if luma < 0.12:
         return colour
+    # Up to three quarters of white a darker fill, from there on one mixed with white: the parts of
+    # an object stay apart, which is what tells many nouns from each other.
+    dark, pale = 0.45 + 0.55 * min(1, luma / 0.75), 0.6 * max(0, (luma - 0.75) / 0.25)
     return "#" + "".join(
-        f"{round(value * (0.6 + 0.4 * luma)):02x}" for value in ImageColor.getrgb(fill)
+        f"{round(value * dark + (255 - value * dark) * pale):02x}"
+        for value in ImageColor.getrgb(fill)
     )
 
 
@@ -316,7 +320,7 @@ def _background(place: str, light: str, weather: str, variant: int) -> Image.Ima
 
 @cache
 def _marks(weather: str, variant: int) -> Image.Image:
-    """What the weather puts before everything: streaks, flakes or swathes; RGBA, 64 x 64 pixels."""
+    """What the weather puts before the place: streaks, flakes or swathes; RGBA, 64 x 64 pixels."""
     rng = Random(variant)
     spots = [(rng.randint(-4, PIXELS), rng.randint(-6, PIXELS)) for _ in range(36)]
     marks = {
