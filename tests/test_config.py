@@ -1,4 +1,4 @@
-"""A study is checked whole, before anything runs, and every mistake names path, value and known ones."""
+"""A study is checked whole, before anything runs; a mistake names path, value and known ones."""
 
 import copy
 from pathlib import Path
