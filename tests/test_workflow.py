@@ -144,7 +144,8 @@ def test_a_second_run_does_nothing(finished):
 
 
 def test_speed_is_no_reason_to_run_anew(finished):
-    resources = ["embed:token_budget=512", "embed_training:token_budget=512", "train:workers=1", "evaluate:batch_size=8"]
+    budgets = ["embed:token_budget=512", "embed_training:token_budget=512"]
+    resources = [*budgets, "train:workers=1", "evaluate:batch_size=8"]
     flags = ["--cores", "1", "--set-threads", "embed=2", "--set-resources", *resources]
     assert planned(finished, TINY, *flags) == set()
 

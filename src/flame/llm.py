@@ -372,7 +372,8 @@ class FrozenLLM:
         longest, limit = max(map(len, prefixes)), self.model.config.max_position_embeddings
         if longest > limit:
             raise ValueError(
-                f"a caption's prefix has {longest} tokens, this LLM takes {limit}: set max_caption_tokens"
+                f"a caption's prefix has {longest} tokens, this LLM takes {limit}: "
+                "set max_caption_tokens"
             )
         return prefixes
 
