@@ -174,14 +174,15 @@ def test_another_checkout_runs_anew_only_what_it_reports_otherwise(finished, tmp
 
 TABLE = "results/table6.*"
 TOWERS = ["results/train/*", "results/evaluate/*", TABLE]
+COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "patterns"),
     [
         ("facets.scene.text", "this picture", ["*/scene.txt", "results/embed/*", *TOWERS]),
-        ("llms.random-llama.final_norm", False, ["results/readout/*", "results/embed/*", *TOWERS]),
-        ("embedding.positions", "running", ["results/readout/*", "results/embed/*", *TOWERS]),
+        ("llms.random-llama.final_norm", False, ["results/embed/*", *TOWERS]),
+        ("embedding.positions", "running", ["results/embed/*", *TOWERS]),
         (
             "llms.random-llama.checkpoint.seed",
             1,
@@ -223,16 +224,32 @@ def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
     assert set(using) < set(RUNS)
     towers = [f"results/{what}" for run in using for what in (f"train/{run}", f"evaluate/{run}/*")]
     edited = changed(tmp_path / "study.yaml", ("facets.color.text", "the colors of this image"))
-    prompt, stores = "results/prompts/long/color.txt", "results/embed/*/long/*"
-    assert planned(finished, edited) == matching(everything, [prompt, stores, *towers, TABLE])
+    assert planned(finished, edited) == matching(everything, [COLOR, STORES, *towers, TABLE])
 
-    # Nor is it forgotten where a run ends between the stores and the towers.
+    # Nor is it forgotten where a run was interrupted between one store and the next.
     folder = tmp_path / "interrupted"
     shutil.copytree(finished, folder)
-    assert snakemake(folder, edited, "--cores", "1", "--", prompt).returncode == 0
-    written = sorted(matching(everything, [stores]))
-    assert snakemake(folder, edited, "--cores", "1", "--touch", "--", *written).returncode == 0
-    assert planned(folder, edited) == matching(everything, [*towers, TABLE])
+    one = "results/embed/random-llama/scenes/long/0.zarr"
+    assert snakemake(folder, edited, "--cores", "1", "--", COLOR).returncode == 0
+    assert snakemake(folder, edited, "--cores", "1", "--touch", "--", one).returncode == 0
+    left = matching(everything, [STORES, *towers, TABLE]) - {one}
+    assert planned(folder, edited) == left
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "patterns"),
+    [
+        ("recipes.tiny.lr", 2e-3, TOWERS),
+        ("bootstrap.seed", 1, ["results/train/flame-[59]", "results/evaluate/*", TABLE]),
+    ],
+)
+def test_a_second_change_is_not_lost_behind_a_facet(
+    finished, everything, tmp_path, path, value, patterns
+):
+    """Snakemake may ask no reasons of jobs downstream of one that runs anew."""
+    facet = ("facets.color.text", "the colors of this image")
+    edited = changed(tmp_path / "study.yaml", facet, (path, value))
+    assert planned(finished, edited) == matching(everything, [COLOR, STORES, *patterns])
 
 
 def test_every_setting_is_recorded(finished):
@@ -242,10 +259,9 @@ def test_every_setting_is_recorded(finished):
         "download_llm": 2,  # checkpoint, version
         "prompt": 1,  # text
         "embed": 1,  # settings
-        "embed_training": 1,
-        "readout": 1,  # text
-        "train": 1,  # settings
-        "evaluate": 1,  # settings
+        "embed_training": 1,  # settings
+        "train": 2,  # settings, origin
+        "evaluate": 2,  # settings, origin
         "table": 2,  # settings, numbers
     }
     records = [
@@ -263,17 +279,24 @@ def test_every_setting_is_recorded(finished):
 
 def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
     """`kill -9` of Snakemake and all its jobs in the middle of embedding, as in a power cut."""
-    folder = tmp_path / "killed"
-    shutil.copytree(finished, folder)
+    whole = yaml.safe_load(TINY.read_text())
+    row, run = whole["tables"]["table6"]["rows"][3], whole["runs"]["flame-7"]
+    seven = changed(
+        tmp_path / "seven.yaml", ("runs", {"flame-7": run}), ("tables.table6.rows", [row])
+    )
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    shutil.copytree(finished, undisturbed)
+    assert snakemake(undisturbed, seven, "--cores", "2").returncode == 0
+    shutil.copytree(undisturbed, folder)
     stores = "results/embed/random-llama/scenes/long"
-    for made in (stores, "results/train/flame-7", "results/evaluate/flame-7"):
+    for made in (stores, "results/train", "results/evaluate"):
         shutil.rmtree(folder / made)
     for table in folder.glob("results/table6.*"):
         table.unlink()
 
     lease = folder / stores / "0.zarr.partial/lease.json"
     process = subprocess.Popen(
-        command(folder, TINY, "--cores", "2"),
+        command(folder, seven, "--cores", "2"),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -288,20 +311,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
         process.wait()
     assert lease.exists()
 
-    refused = snakemake(folder, TINY, "--cores", "2")
+    refused = snakemake(folder, seven, "--cores", "2")
     assert refused.returncode != 0
     assert "It can be removed with the --unlock argument" in refused.stdout
-    assert snakemake(folder, TINY, "--unlock").returncode == 0
-    resumed = snakemake(folder, TINY, "--cores", "2")
+    assert snakemake(folder, seven, "--unlock").returncode == 0
+    resumed = snakemake(folder, seven, "--cores", "2")
     assert resumed.returncode == 0, resumed.stdout
     assert (
         "was left by process" in (folder / "logs/embed/random-llama/scenes/long/0.log").read_text()
     )
-    assert content(folder / "results/embed") == content(finished / "results/embed")
+    assert content(folder / "results/embed") == content(undisturbed / "results/embed")
     for made in ("train/flame-7/model.safetensors", "table6.csv", "table6.md"):
-        assert (folder / "results" / made).read_bytes() == (
-            finished / "results" / made
-        ).read_bytes(), made
+        both = [(where / "results" / made).read_bytes() for where in (folder, undisturbed)]
+        assert both[0] == both[1], made
 
 
 # --- mistakes ------------------------------------------------------------------------------
@@ -393,9 +415,10 @@ def test_a_bad_command_line_is_told_and_runs_nothing(tmp_path, flags, line):
 
 def test_the_default_is_the_embedded_study(tmp_path):
     study = load_file(ROOT / "config/config.yaml", ROOT)
-    start = time.monotonic()
+    before = os.times()
     done = snakemake(tmp_path, None, "--dry-run")
-    assert time.monotonic() - start < 10
+    after = os.times()  # seconds of processor time: those of the clock depend on who else computes
+    assert after.children_user - before.children_user < 10
     assert done.returncode == 0, done.stdout
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
     trained = [(study.bundle(run.dataset), k) for run in study.runs.values() for k in run.targets]
@@ -405,7 +428,6 @@ def test_the_default_is_the_embedded_study(tmp_path):
         "download_dataset": len(study.datasets),
         "download_llm": len(study.llms),
         "prompt": sum(len(prompt.facets) for prompt in study.prompts.values()),
-        "readout": len({bundle for bundle, _ in kinds}),
         "embed": sum(study.parts(*kind) for kind in set(kinds) - set(trained)),
         "embed_training": sum(study.parts(*kind) for kind in set(trained)),
         "train": len(study.runs),

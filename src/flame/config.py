@@ -617,16 +617,34 @@ class Study(Section):
         trained = self.targets(run).get(benchmark.center or benchmark.captions)
         return trained if benchmark.facets == "trained" and trained else prompt.default
 
-    def readout(self, llm: str, bundle: str) -> str:
-        """JSON of all that decides a bundle's stores besides captions and prompts."""
-        kinds = [kind for prompt in self.prompts.values() for kind in prompt.captions]
-        read = {
-            "llm": self.llms[llm].model_dump(mode="json", exclude={"checkpoint"}),
+    def origin(
+        self, llm: str, facets: Iterable[tuple[str, str]], datasets: Iterable[str]
+    ) -> dict[str, Any]:
+        """All that decides the content of data sets and of some facets of their stores.
+
+        Args:
+            llm: the frozen LLM.
+            facets: caption kind and facet, of each facet in use.
+            datasets: the data sets in use.
+        """
+        facets, datasets = list(facets), list(datasets)
+        pairs = [(self.bundle(name), kind) for name in datasets for kind, _ in facets]
+        return {
+            "llm": self.llms[llm].model_dump(mode="json"),
             "embedding": self.embedding.model_dump(mode="json"),
-            "parts": {kind: self.parts(bundle, kind) for kind in kinds},
-            "version": VERSION["embed"],
+            "words": [self._words(*facet) for facet in dict.fromkeys(facets)],
+            "datasets": {name: self._download_of(name) for name in datasets},
+            "parts": {f"{bundle}/{kind}": self.parts(bundle, kind) for bundle, kind in pairs},
+            "seed": self.seed,
+            "versions": [VERSION["download"], VERSION["embed"]],
         }
-        return json.dumps(read)
+
+    def _words(self, kind: str, facet: str) -> list[str]:
+        prompt = self.prompt_of(kind)
+        return [kind, facet, *prompt.prefix, prompt.suffix(self.facets[facet].text)]
+
+    def _download_of(self, dataset: str) -> dict[str, Any]:
+        return self.datasets[dataset].model_dump(mode="json", include={"source", "options"})
 
     def embed_settings(self, llm: str, bundle: str, kind: str, part: int) -> EmbedSettings:
         """Settings of one embedding job."""

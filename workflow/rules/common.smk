@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile, ancient
 from snakemake.settings.types import DeploymentMethod
 
 ROOT = Path(str(workflow.current_basedir)).parents[1]
@@ -76,11 +77,6 @@ def prompt_text(wildcards):
     return f"{before}{{caption}}{after}{prompt.suffix(facet.text)}"
 
 
-def readout_text(wildcards):
-    known_name("llm", wildcards.llm, study.llms)
-    return study.readout(wildcards.llm, wildcards.bundle)
-
-
 def prompt_files(kind, facets):
     return expand(
         "results/prompts/{prompt}/{facet}.txt", prompt=study.prompt_name(kind), facet=facets
@@ -126,24 +122,38 @@ def train_images(wildcards):
     return f"resources/datasets/{known_name('run', wildcards.run, study.runs).dataset}"
 
 
+def unless_written_anew(stores, output, *params):
+    """Stores of which only a job that was made from something else asks whether they are new.
+
+    A store holds more facets than a run uses, and is written anew when any of them changes: hence
+    `ancient`. But of a job behind an ancient input that is about to be written Snakemake asks no
+    other reason either, such as a changed recipe (dag.py, update_needrun: "masked"). So it is said
+    only where the job last ran with just these params, which name all that it uses of the stores.
+    """
+    recorded = workflow.persistence.params(IOFile(output))
+    same = Path(output).exists() and recorded == sorted(map(repr, params))
+    return [ancient(path) for path in stores] if same else stores
+
+
 def train_stores(wildcards):
     run = study.runs[wildcards.run]
     bundle = study.bundle(run.dataset)
-    return [path for kind in run.targets for path in store_files(run.llm, bundle, kind)]
-
-
-def train_prompts(wildcards):
-    targets = study.targets(wildcards.run)
-    return [path for kind, facets in targets.items() for path in prompt_files(kind, facets)]
+    stores = [path for kind in run.targets for path in store_files(run.llm, bundle, kind)]
+    params = train_settings(wildcards), train_origin(wildcards)
+    return unless_written_anew(stores, f"results/train/{wildcards.run}", *params)
 
 
 def train_llm(wildcards):
     return f"resources/llms/{study.runs[wildcards.run].llm}"
 
 
-def train_readout(wildcards):
+def train_origin(wildcards):
+    """What is behind the files of a run, down to the words of its facets."""
     run = study.runs[wildcards.run]
-    return f"results/readout/{run.llm}/{study.bundle(run.dataset)}.json"
+    facets = [
+        (kind, name) for kind, names in study.targets(wildcards.run).items() for name in names
+    ]
+    return json.dumps(study.origin(run.llm, facets, [run.dataset]))
 
 
 def train_settings(wildcards):
@@ -166,16 +176,19 @@ def evaluate_datasets(wildcards):
 def evaluate_stores(wildcards):
     llm = study.runs[wildcards.run].llm
     kinds = {q.captions: None for q in questions(wildcards)}
-    return [path for kind in kinds for path in store_files(llm, wildcards.bundle, kind)]
+    stores = [path for kind in kinds for path in store_files(llm, wildcards.bundle, kind)]
+    output = f"results/evaluate/{wildcards.run}/{wildcards.bundle}.json"
+    params = evaluate_settings(wildcards), evaluate_origin(wildcards)
+    return unless_written_anew(stores, output, *params)
 
 
-def evaluate_readout(wildcards):
-    return f"results/readout/{study.runs[wildcards.run].llm}/{wildcards.bundle}.json"
-
-
-def evaluate_prompts(wildcards):
-    paths = [path for q in questions(wildcards) for path in prompt_files(q.captions, q.facets)]
-    return list(dict.fromkeys(paths))
+def evaluate_origin(wildcards):
+    """What is behind the files of an evaluation: the tower's settings and origin, and its own."""
+    asked = questions(wildcards)
+    facets = [(q.captions, facet) for q in asked for facet in q.facets]
+    datasets = dict.fromkeys(q.dataset for q in asked)
+    own = study.origin(study.runs[wildcards.run].llm, facets, datasets)
+    return json.dumps([train_settings(wildcards), train_origin(wildcards), own])
 
 
 def evaluate_settings(wildcards):

@@ -12,27 +12,12 @@ rule prompt:
         "printf '%s\\n' {params.text:q} > {output} 2> {log}"
 
 
-rule readout:
-    """What else decides a bundle's stores: how the LLM is read, and how many parts there are."""
-    output:
-        "results/readout/{llm}/{bundle}.json",
-    log:
-        "logs/readout/{llm}/{bundle}.log",
-    conda:
-        "../../environment.yml"
-    params:
-        text=readout_text,
-    shell:
-        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
-
-
 rule embed:
     """Captions of a kind -> embeddings of every facet, by a frozen LLM in one pass."""
     input:
         llm="resources/llms/{llm}",
         datasets=embed_datasets,
         prompts=embed_prompts,
-        readout="results/readout/{llm}/{bundle}.json",
     output:
         directory("results/embed/{llm}/{bundle}/{kind}/{part}.zarr"),
     log:

@@ -3,9 +3,7 @@ rule evaluate:
     input:
         model="results/train/{run}",
         datasets=evaluate_datasets,
-        stores=ancient(evaluate_stores),  # as in rule train
-        prompts=evaluate_prompts,
-        readout=evaluate_readout,
+        stores=evaluate_stores,
     output:
         metrics="results/evaluate/{run}/{bundle}.json",
         hits="results/evaluate/{run}/{bundle}.parquet",
@@ -24,6 +22,7 @@ rule evaluate:
     params:
         program=program,
         settings=evaluate_settings,
+        origin=evaluate_origin,
     shell:
         "{params.program} flame.evaluate --model {input.model} --datasets {input.datasets}"
         " --stores {input.stores} --out {output.metrics} --hits {output.hits}"

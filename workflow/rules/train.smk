@@ -2,12 +2,8 @@ rule train:
     """Images and stored embeddings -> a visual tower (Eq. 1)."""
     input:
         images=train_images,
-        # A store holds more facets than a run uses, and is written anew when any of them changes.
-        # This run depends on the words of its own facets, on the LLM and how it is read.
-        stores=ancient(train_stores),
-        prompts=train_prompts,
+        stores=train_stores,
         llm=train_llm,
-        readout=train_readout,
     output:
         directory("results/train/{run}"),
     log:
@@ -26,6 +22,7 @@ rule train:
     params:
         program=program,
         settings=train_settings,
+        origin=train_origin,
     shell:
         "{params.program} flame.train --images {input.images} --stores {input.stores}"
         " --out {output} --settings {params.settings:q} --threads {threads}"
