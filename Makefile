@@ -41,7 +41,8 @@ format: setup ## put files into the project's form
 	$(BIN)/snakefmt workflow
 
 bench: setup ## speed against the alternatives, as ratios
-	PYTHONPATH=src $(BIN)/python bench/embed.py
+	$(BIN)/snakemake --cores $(CORES) resources/llms/smollm2-135m
+	PYTHONPATH=src $(BIN)/python bench/embed.py resources/llms/smollm2-135m
 	PYTHONPATH=src $(BIN)/python bench/store.py
 
 lock: ## requirements.lock from pyproject.toml
