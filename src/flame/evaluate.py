@@ -3,15 +3,13 @@
 import json
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 import torch
-import zarr
 from torch import Tensor
 
 from flame import command, progress, tasks
@@ -21,7 +19,7 @@ from flame.features import image_features, text_features
 from flame.images import ImageReader
 from flame.model import load
 from flame.partial import write_atomic
-from flame.store import Embeddings
+from flame.store import Embeddings, by_kind
 from flame.tasks import Answer
 
 T = TypeVar("T")
@@ -56,7 +54,7 @@ def evaluate(
     tower, run = load(model)
     image_size = TrainSettings.model_validate(run["settings"]).backbone.image_size
     paths = {path.name: path for path in datasets}
-    parts = parts_by_kind(stores)
+    parts = by_kind(stores)
     names = dict.fromkeys(question.dataset for question in settings.questions)
     readers = {name: ImageReader(_get(paths, name, "data set")) for name in names}
     records, frames = [], []
@@ -79,14 +77,6 @@ def evaluate(
     }
     write_atomic(hits, pl.concat(frames).write_parquet)
     write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
-
-
-def parts_by_kind(stores: Sequence[Path]) -> dict[str, list[Path]]:
-    """Stores grouped by the kind of captions that they say they hold."""
-    parts = defaultdict(list)
-    for path in stores:
-        parts[str(zarr.open_group(path, mode="r").attrs["kind"])].append(path)
-    return parts
 
 
 def ask(

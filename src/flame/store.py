@@ -12,6 +12,7 @@ So a row stands in its shard file at a place that the shard's index tells, and i
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,14 @@ def create(path: Path, attributes: Mapping[str, Any]) -> None:
     for torn in path.rglob("*.partial"):  # Zarr's own temporary files, if it was killed
         torn.unlink()
     zarr.open_group(path, mode="a", zarr_format=3).attrs.put({"format": FORMAT, **attributes})
+
+
+def by_kind(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Stores grouped by the kind of captions that they say they hold."""
+    groups = defaultdict(list)
+    for path in paths:
+        groups[str(zarr.open_group(path, mode="r").attrs["kind"])].append(path)
+    return dict(groups)
 
 
 class Embeddings:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from flame.images import ImageReader
 from flame.model import FlameTower
 from flame.pairs import Batches, Pairs
 from flame.partial import partial, sha256
-from flame.store import Embeddings
+from flame.store import Embeddings, by_kind
 from flame.trainer import Place, Trainer
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,10 @@ def train(
     torch.set_num_threads(threads)
     recipe = settings.recipe
     found = {path: zarr.open_group(path, mode="r").attrs.asdict() for path in stores}
-    opened = _open_stores(found, settings, cache_mb << 20)
+    opened = {
+        kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_mb << 20)
+        for kind, parts in by_kind(stores).items()
+    }
     pairs = Pairs(
         ImageReader(images),
         opened,
@@ -98,19 +100,6 @@ def train(
         training.run(loader)
         if place.rank == 0:
             _finish(training, pairs)
-
-
-def _open_stores(
-    found: Mapping[Path, Mapping[str, Any]], settings: TrainSettings, cache_bytes: int
-) -> dict[str, Embeddings]:
-    """Caption kind -> embeddings, from the stores' paths and attributes."""
-    paths = defaultdict(list)
-    for path, attributes in found.items():
-        paths[attributes["kind"]].append(path)
-    return {
-        kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
-        for kind, parts in paths.items()
-    }
 
 
 def _means(store: Embeddings) -> dict[str, torch.Tensor]:

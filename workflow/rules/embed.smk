@@ -1,5 +1,5 @@
 rule prompt:
-    """The words of one facet, in a file of their own: who uses the facet depends on it."""
+    """The words of one facet, as the LLM reads them: for people, and for the stores that hold it."""
     output:
         "results/prompts/{prompt}/{facet}.txt",
     log:
