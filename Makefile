@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 tiny test lint format bench lock unlock clean
+.PHONY: help setup table6 all report tiny test lint format bench lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,13 @@ setup: $(BIN)/.ready ## environment in .venv, from the hashed lock file
 table6: setup ## results/table6.csv and .md on the embedded study
 	$(BIN)/snakemake --cores $(CORES) results/table6.csv
 	@echo && cat results/table6.md
+
+all: setup ## every table and figure on the embedded study, and results/claims.md
+	$(BIN)/snakemake --cores $(CORES)
+	@echo && cat results/claims.md
+
+report: all ## results/report.html: every table and figure, run times and the study, in one file
+	$(BIN)/snakemake --report results/report.html
 
 tiny: setup ## the whole way of the data at toy size, in results of its own
 	$(BIN)/snakemake --cores $(CORES) --directory results/tiny --configfile tests/config/tiny.yaml

@@ -10,14 +10,13 @@ import argparse
 import random
 import time
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoModel
 
 from flame.datasets import scenes
-from flame.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM, Layout, facet_mask
+from flame.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM
+from flame.overhead import PlainLLM
 
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
 PARTS = (
@@ -42,53 +41,6 @@ def captions(num: int, seed: int) -> list[str]:
         scenes.describe(scenes.sample(options, rng, {}), options, rng)["long"][0]
         for _ in range(num)
     ]
-
-
-class DensePass:
-    """As in the release: captions as they come, every token of every layer, one dense mask."""
-
-    def __init__(self, checkpoint: Path, encoder: FrozenLLM):
-        self.encoder = encoder
-        self.model = AutoModel.from_pretrained(
-            checkpoint, dtype=encoder.dtype, attn_implementation="sdpa"
-        ).eval()
-
-    @torch.inference_mode()
-    def embed(self, texts: list[str], suffixes: list[str]) -> torch.Tensor:
-        """(N, K, D) float32."""
-        prefixes = self.encoder._prefixes(texts, PREFIX)
-        endings = self.encoder._endings(PREFIX[1], suffixes)
-        facet_lens = [len(ids) for ids in endings]
-        tail = [*chain(*endings)]
-        out = []
-        for start in range(0, len(prefixes), RELEASE_BATCH):
-            batch = prefixes[start : start + RELEASE_BATCH]
-            longest = max(map(len, batch)) + len(tail)
-            ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            positions = torch.zeros_like(ids)
-            mask = torch.full(
-                (len(batch), 1, longest, longest),
-                torch.finfo(self.encoder.dtype).min,
-                dtype=self.encoder.dtype,
-            )
-            for row, prefix in enumerate(batch):
-                length = len(prefix) + len(tail)
-                ids[row, :length] = torch.tensor(prefix + tail)
-                layout = Layout(
-                    torch.tensor([len(prefix)]),
-                    facet_lens,
-                    positions="restart",
-                    dtype=self.encoder.dtype,
-                )
-                positions[row, :length] = layout.positions[0]
-                mask[row, 0, :length, :length].masked_fill_(facet_mask(len(prefix), facet_lens), 0)
-            states = self.model(
-                ids, attention_mask=mask, position_ids=positions, use_cache=False
-            ).last_hidden_state
-            answers = torch.tensor(facet_lens).cumsum(0) - 1
-            for row, prefix in enumerate(batch):
-                out.append(states[row, len(prefix) + answers].float())
-        return torch.stack(out)
 
 
 def interleaved(
@@ -126,14 +78,19 @@ def main() -> None:
     texts = captions(args.captions, seed=0)
     encoder = FrozenLLM(args.checkpoint, dtype=args.dtype, device="cpu")
     assert encoder.model.config._attn_implementation == ATTENTION
-    dense = DensePass(args.checkpoint, encoder)
+    dense = PlainLLM(args.checkpoint, encoder)
+    # As in the release: captions as they come.
+    release = [
+        list(range(start, min(start + RELEASE_BATCH, len(texts))))
+        for start in range(0, len(texts), RELEASE_BATCH)
+    ]
     budget = {"token_budget": args.token_budget}
     ways = {
         "one pass (ours)": lambda: encoder.embed(texts, PREFIX, suffixes, **budget),
         "K separate passes": lambda: torch.cat(
             [encoder.embed(texts, PREFIX, [suffix], **budget) for suffix in suffixes], dim=1
         ),
-        "dense padded pass": lambda: dense.embed(texts, suffixes),
+        "dense padded pass": lambda: dense.embed(texts, PREFIX, suffixes, release),
     }
     ours, separate, padded = (way() for way in ways.values())
     for other in (separate, padded):
@@ -142,8 +99,8 @@ def main() -> None:
         ways, args.rounds, time.process_time if args.cpu_time else time.perf_counter
     )
 
-    prefix_tokens = sum(map(len, encoder._prefixes(texts, PREFIX)))
-    suffix_tokens = len(texts) * sum(map(len, encoder._endings(PREFIX[1], suffixes)))
+    prefix_tokens = sum(map(len, encoder.prefixes(texts, PREFIX)))
+    suffix_tokens = len(texts) * sum(map(len, encoder.endings(PREFIX[1], suffixes)))
     tokens = dict.fromkeys(ways, prefix_tokens + suffix_tokens)
     tokens["K separate passes"] = args.facets * prefix_tokens + suffix_tokens
     bound = tokens["K separate passes"] / tokens["one pass (ours)"]

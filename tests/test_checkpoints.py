@@ -131,3 +131,19 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         checkpoints.from_folder(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="known: llama, mistral, gemma3_text"):
         checkpoints.random("mamba", tmp_path)
+
+
+def test_a_reset_llm_keeps_its_shape_and_forgets_its_weights(tmp_path):
+    for name in ("kept", "reset", "again"):
+        checkpoints.random("llama", tmp_path / name)
+    for name in ("reset", "again"):
+        checkpoints.reset(tmp_path / name, seed=7)
+    kept, reset, again = (
+        AutoModel.from_pretrained(tmp_path / name).state_dict()
+        for name in ("kept", "reset", "again")
+    )
+    assert {n: v.shape for n, v in kept.items()} == {n: v.shape for n, v in reset.items()}
+    assert all(torch.equal(reset[name], again[name]) for name in reset)
+    matrices = [name for name, value in kept.items() if value.ndim == 2]
+    assert not any(torch.equal(kept[name], reset[name]) for name in matrices)
+    assert "reset with seed 7" in (tmp_path / "reset/flame.json").read_text()

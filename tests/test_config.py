@@ -9,7 +9,7 @@ import yaml
 from flame.config import Study, StudyError, load, load_file
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ["config/config.yaml", "tests/config/tiny.yaml"]
+STUDIES = ["config/config.yaml", "tests/config/tiny.yaml", "tests/config/whole.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def change(path: str, value: object) -> dict:
     node = changed
     for step in parents:
         node = node[int(step) if isinstance(node, list) else step]
-    node[last] = value
+    node[int(last) if isinstance(node, list) else last] = value
     return changed
 
 
@@ -72,7 +72,7 @@ BAD = {
     "unknown run in a table": (
         "tables/table6/rows/0/run",
         "flame-2",
-        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-3"],
+        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-1-again, "],
     ),
     "unknown benchmark in a table": (
         "tables/table6/columns/0/benchmark",
@@ -117,12 +117,62 @@ BAD = {
     "unknown source of a checkpoint": (
         "llms/smollm2-135m/checkpoint",
         {"source": "web", "id": "x"},
-        ["llms.smollm2-135m.checkpoint", "'web'", "'package'", "'hub'"],
+        ["llms.smollm2-135m.checkpoint: unknown kind of block 'web'", "known: package, hub, "],
     ),
     "unknown backbone": (
         "backbones/resnet/timm",
         "resnet19",
         ["backbones.resnet", "'resnet19'", "resnet18"],
+    ),
+    "unknown CLIP to start from": (
+        "runs/long-clip/base",
+        "flame-7",
+        ["runs.long-clip.base: no CLIP run 'flame-7'", "known: clip, clip-small"],
+    ),
+    "unknown text tower": (
+        "runs/clip/text_tower",
+        "transfomer",
+        ["runs.clip.text_tower: unknown text_tower 'transfomer' (did you mean 'transformer'?)"],
+    ),
+    "unknown method": (
+        "runs/clip/method",
+        "siglip",
+        ["runs.clip: unknown kind of block 'siglip'", "known: flame, clip, long-clip"],
+    ),
+    "probe without a training set": (
+        "benchmarks/DTD probe/train",
+        None,
+        ["benchmarks.DTD probe: train: is there for the task 'probe', and for no other"],
+    ),
+    "claim about an unknown run": (
+        "claims/1/better",
+        "flame-77",
+        ["claims.1: unknown run 'flame-77'", "did you mean"],
+    ),
+    "claim of no kind": (
+        "claims/1",
+        {"text": "x", "where": "y"},
+        ["claims.1: needs better, worse and measures, or ratio and above, or untested"],
+    ),
+    "unknown benchmark in a figure": (
+        "figures/figure_d2/benchmark",
+        "MSCOCOO",
+        ["figures.figure_d2: unknown benchmark 'MSCOCOO' (did you mean 'MSCOCO'?)"],
+    ),
+    "unknown kind of figure": (
+        "figures/figure_d2/kind",
+        "gallery",
+        ["figures.figure_d2: unknown kind of block 'gallery'", "known: prompts, radar, "],
+    ),
+    "unknown recipe in the appendix": (
+        "appendix/table_a1/recipe",
+        "paper",
+        ["appendix.table_a1.recipe: unknown recipe 'paper'"],
+    ),
+    "empty row": (
+        "tables/table1/rows/0",
+        {"label": "CLIP"},
+        ["tables.table1.rows.0: row 'CLIP' has neither a run nor reported numbers"],
     ),
     "missing key": (
         "runs/new",
@@ -187,3 +237,54 @@ def test_text_of_a_facet_changes_only_stores_that_hold_it(study):
         llm, "scenes", "raw", 0
     )
     assert edited.train_settings("flame-9") == study.train_settings("flame-9")
+
+
+def test_a_run_is_trained_once_for_each_seed():
+    changed = change("seeds", [0, 1, 2])
+    changed["runs"]["flame-7"]["seeds"] = [5]
+    study = load(changed, "study.yaml", ROOT)
+    assert study.replicas("clip") == ("clip", "clip.seed1", "clip.seed2")
+    assert [study.train_settings(name).seed for name in study.replicas("clip")] == [0, 1, 2]
+    assert study.replicas("flame-7") == ("flame-7",)
+    assert study.train_settings("flame-7").seed == 5
+    # A fine-tuned run starts from the base of its own seed.
+    assert study.base("long-clip.seed2") == "clip.seed2"
+    tables = study.table_results("table1")
+    assert {"evaluate/clip.seed1/retrieval", "evaluate/flame-7/retrieval"} < set(tables)
+
+
+def test_another_draw_is_another_choice_of_as_many_facets(study):
+    first, again, third = (
+        study.targets(f"flame-1{name}")["long"] for name in ("", "-again", "-third")
+    )
+    assert len(first) == len(again) == len(third) == 1
+    assert len({first, again, third}) > 1
+
+
+def test_stores_hold_the_facets_that_are_used_or_all():
+    used = load(change("embedding/facets", "used"), "study.yaml", ROOT)
+    every = load(change("embedding/facets", "all"), "study.yaml", ROOT)
+    llm, prompt = "smollm2-135m", used.prompts["long"]
+    assert every.embedded_facets(llm, "scenes-large", "long") == prompt.facets
+    assert used.embedded_facets(llm, "scenes-large", "long") == prompt.default
+    assert used.embedded_facets(llm, "scenes", "long") == prompt.facets
+    # What a tower is made from is the same either way.
+    assert used.train_origin("flame-7") == every.train_origin("flame-7")
+
+
+def test_tables_pull_what_they_are_made_of(study):
+    assert set(study.table_results("table7")) == {
+        f"evaluate/{run}/classes"
+        for run in (
+            "flame-7",
+            "flame-gemma",
+            "flame-random",
+            "flame-small",
+            "flame-large",
+            "clip",
+            "clip-small",
+            "clip-large",
+        )
+    }
+    assert study.table_results("table_c5") == ("fewshot/flame-7/MiniImageNet",)
+    assert study.figure_results("figure3") == ()

@@ -14,8 +14,11 @@ import yaml
 from pydantic import BaseModel
 
 from flame import datasets, download
-from flame.config import Study, load
+from flame.config import Study, load, load_file
 from flame.datasets import scenes
+from flame.sections import task_names
+from flame.settings import Question
+from flame.tasks import Asked, Images, Texts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -93,8 +96,37 @@ def test_the_example_data_set_can_be_read(squares):
 def test_the_example_task_answers():
     task = types.ModuleType("nearest")
     exec(blocks("python")[1], vars(task))
-    answer = task.evaluate(torch.eye(3), "abc", [None] * 3, torch.eye(3)[[0, 2, 1]], "abc")
+    images, texts = torch.eye(3), torch.eye(3)[[0, 2, 1]]
+    question = Question(benchmark="b", task="nearest", dataset="d", captions="raw")
+    asked = Asked(
+        question,
+        images=lambda: Images("abc", [None] * 3, images),
+        visual=pytest.fail,
+        texts={"raw": Texts("abc", texts)}.__getitem__,
+    )
+    answer = task.evaluate(asked)
     assert answer.metrics["accuracy"].hit.tolist() == [True, False, False]
+
+
+def test_every_result_is_listed():
+    study = load_file(ROOT / "config/config.yaml", ROOT)
+    readme = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"`results/(\w+)\.(csv|png)`", readme))
+    tables = {(name, "csv") for name in (*study.tables, *study.appendix)}
+    assert listed == tables | {(name, "png") for name in study.figures}
+
+
+@pytest.mark.parametrize(
+    "name", [*task_names(), *(path.stem for path in (ROOT / "src/flame/figures").glob("[a-z]*.py"))]
+)
+def test_every_task_and_kind_of_figure_is_explained(name):
+    assert f"\n| `{name}` |" in (ROOT / "config/README.md").read_text()
+
+
+def test_every_module_is_in_the_tree():
+    tree = (ROOT / "README.md").read_text().split("src/flame/\n")[1].split("```")[0]
+    modules = {path.name for path in (ROOT / "src/flame").glob("[a-z]*.py")}
+    assert set(re.findall(r"\b\w+\.py\b", tree)) == modules
 
 
 def test_the_conda_environment_has_the_locked_versions():

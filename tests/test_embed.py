@@ -14,8 +14,8 @@ import pytest
 
 from flame import checkpoints, command
 from flame import embed as stage
-from flame.config import EmbedSettings
 from flame.llm import FrozenLLM
+from flame.settings import EmbedSettings
 from flame.store import Embeddings
 
 SETTINGS = EmbedSettings(

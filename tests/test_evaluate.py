@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from flame import model, store
-from flame.config import Backbone, Bootstrap, EvaluateSettings, Question, Recipe, TrainSettings
+from flame import clip, model, store
 from flame.datasets import Sample
 from flame.evaluate import evaluate
-from flame.features import text_features
 from flame.images import ImageReader
+from flame.sections import Backbone, Bootstrap, Recipe, TextTower
+from flame.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
 from flame.shards import ShardWriter
 
 DIM, SIZE, IMAGES = 8, 32, 12
@@ -37,6 +37,23 @@ def write_store(path: Path, kind: str, keys: list[str], vectors: np.ndarray) -> 
     return path
 
 
+def write_images(path: Path, rng: np.random.Generator, key, captions=None, lighter=0) -> Path:
+    """A data set of noise in two classes; key and captions are told the number of the image.
+
+    Pixels of class b are lighter than those of class a by this much.
+    """
+    writer = ShardWriter(path, samples_per_shard=5)
+    for i in range(IMAGES):
+        png = io.BytesIO()
+        pixels = rng.integers(0, 256 - lighter, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels + np.uint8(lighter * (i % 2))).save(png, "PNG")
+        texts = {kind: [text.format(i)] for kind, text in (captions or {}).items()}
+        writer.add(Sample(key(i), png.getvalue(), texts, label="ab"[i % 2]))
+    writer.add_classes({"a": ["one"], "b": ["other"]})
+    writer.close()
+    return path
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> dict[str, Path]:
     """A tower, a data set of 12 images in two classes, and stores of its captions and classes.
@@ -46,17 +63,12 @@ def toy(tmp_path_factory) -> dict[str, Path]:
     """
     folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
-    writer = ShardWriter(folder / "toy", samples_per_shard=5)
-    for i in range(IMAGES):
-        png = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(png, "PNG")
-        writer.add(Sample(f"k{i}", png.getvalue(), {}, label="ab"[i % 2]))
-    writer.close()
+    write_images(folder / "toy", rng, "k{}".format)
 
     torch.manual_seed(0)
     tower = model.FlameTower(BACKBONE, RECIPE, DIM).eval()
     tower.centers = {"long": {"what": torch.full((DIM,), 2.0), "where": torch.arange(DIM) / 1.0}}
-    settings = TrainSettings(
+    settings = FlameTraining(
         run="r",
         seed=0,
         dataset="toy",
@@ -101,30 +113,13 @@ def run(toy, folder: Path, *questions: Question, batch_size: int = 5) -> dict[st
     evaluate(
         toy["tower"],
         [toy["toy"]],
-        [toy["long.zarr"], toy["class.zarr"]],
         folder / "m.json",
         folder / "m.parquet",
         EvaluateSettings(run="r", questions=questions, bootstrap=Bootstrap(), version=1),
+        (toy["long.zarr"], toy["class.zarr"]),
         batch_size=batch_size,
     )
     return {r["benchmark"]: r for r in json.loads((folder / "m.json").read_text())["records"]}
-
-
-def test_a_text_vector_is_the_direction_of_the_mean_facet(tmp_path):
-    vectors = np.array([[[3.0, 0.0], [1.0, 2.0]], [[0.0, 0.0], [0.0, -5.0]]])
-    path = write_store(tmp_path / "0.zarr", "long", ["x", "y"], vectors)
-    texts = store.Embeddings.open([path], "toy")
-    torch.testing.assert_close(
-        text_features(texts, FACETS, {}), torch.tensor([[2 / 5**0.5, 1 / 5**0.5], [0.0, -1.0]])
-    )
-    centers = {"what": torch.tensor([1.0, 0.0]), "where": torch.tensor([1.0, 0.0])}
-    torch.testing.assert_close(
-        text_features(texts, FACETS, centers),
-        F.normalize(torch.tensor([[1.0, 1.0], [-1.0, -2.5]]), dim=-1),
-    )
-    torch.testing.assert_close(
-        text_features(texts, ["where"], centers)[0], torch.tensor([0.0, 1.0])
-    )
 
 
 def test_captions_that_are_the_features_are_all_found(toy, tmp_path):
@@ -151,13 +146,17 @@ def test_hits_of_every_query_are_kept(toy, tmp_path):
     records = run(toy, tmp_path, question(), zeroshot)
     assert list(records) == ["Toy", "Classes"]
     frame = pl.read_parquet(tmp_path / "m.parquet")
-    assert frame.columns == ["benchmark", "metric", "query", "key", "hit"]
+    assert frame.columns == ["benchmark", "metric", "query", "key", "hit", "best"]
     means = frame.group_by("benchmark", "metric").agg(pl.col("hit").mean() * 100)
     for benchmark, metric, mean in means.iter_rows():
         assert records[benchmark]["metrics"][metric]["value"] == pytest.approx(mean)
     top1 = frame.filter(metric="top1")
     assert top1["key"].to_list() == [f"k{i}" for i in range(IMAGES)]
     assert top1["hit"][:2].all()
+    assert top1["best"].is_null().all()
+    t2i = frame.filter(metric="t2i_r@1")
+    assert t2i["query"].to_list() == list(range(22))
+    assert (t2i["best"] == t2i["key"]).all()
 
 
 def test_runs_repeat_and_batches_change_nothing(toy, tmp_path):
@@ -184,3 +183,98 @@ def test_runs_repeat_and_batches_change_nothing(toy, tmp_path):
 def test_what_is_missing_is_named(toy, tmp_path, change, said):
     with pytest.raises(ValueError, match=said):
         run(toy, tmp_path, question(**change))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> dict[str, Path]:
+    """A CLIP, untrained; images in groups of two, with a true and a false caption; a train set."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(1)
+    captions = {"positive": "number {}", "negative": "not {} but more", "copy": "number {}"}
+    write_images(folder / "pairs", rng, lambda i: f"g{i // 2}-{i % 2}", captions, 128)
+    write_images(folder / "train", rng, "t{}".format, lighter=128)
+    settings = ClipTraining(
+        method="clip",
+        run="c",
+        seed=0,
+        dataset="train",
+        backbone=BACKBONE,
+        recipe=RECIPE,
+        text_tower=TextTower(width=16, layers=1, heads=2, embed_dim=DIM),
+        captions="raw",
+        max_skipped=0,
+        version=1,
+    )
+    torch.manual_seed(0)
+    tower = clip.create(settings).eval()
+    (folder / "tower").mkdir()
+    record = {"settings": settings.model_dump(mode="json"), "dim": DIM}
+    model.save(tower, folder / "tower", record)
+    return {name: folder / name for name in ("tower", "pairs", "train")}
+
+
+def run_clip(pairs, folder: Path, *questions: dict) -> tuple[dict[str, dict], pl.DataFrame]:
+    """Records by benchmark, and the queries."""
+    asked = [Question.model_validate({"dataset": "pairs"} | q) for q in questions]
+    evaluate(
+        pairs["tower"],
+        [pairs["pairs"], pairs["train"]],
+        folder / "m.json",
+        folder / "m.parquet",
+        EvaluateSettings(run="c", questions=asked, bootstrap=Bootstrap(), version=1),
+    )
+    records = json.loads((folder / "m.json").read_text())["records"]
+    return {r["benchmark"]: r for r in records}, pl.read_parquet(folder / "m.parquet")
+
+
+def test_a_tower_with_a_text_tower_is_asked_every_kind_of_question(pairs, tmp_path):
+    compose = {"task": "compose", "captions": "positive"}
+    records, frame = run_clip(
+        pairs,
+        tmp_path,
+        {"benchmark": "Found", "task": "retrieval", "captions": "positive"},
+        {"benchmark": "Classes", "task": "zeroshot", "captions": "class"},
+        {"benchmark": "Groups"} | compose,
+        {"benchmark": "Told", "negatives": "negative"} | compose,
+        {"benchmark": "Not told", "captions": "negative", "task": "compose"}
+        | {"negatives": "positive"},
+        {"benchmark": "Same", "negatives": "copy"} | compose,
+        {"benchmark": "Probe", "task": "probe", "train": "train"},
+    )
+    counts = {name: (r["images"], r["texts"], r["unjoined"]) for name, r in records.items()}
+    told = dict.fromkeys(("Told", "Not told", "Same"), (12, 24, 0))
+    assert counts == told | {
+        "Found": (12, 12, 0),
+        "Classes": (12, 2, 0),
+        "Groups": (12, 12, 0),
+        "Probe": (12, 0, 0),
+    }
+    value = {name: {m: v["value"] for m, v in r["metrics"].items()} for name, r in records.items()}
+    # One of two captions is nearer, whichever is called the true one; of equal ones the first is.
+    assert value["Told"]["accuracy"] + value["Not told"]["accuracy"] == pytest.approx(100)
+    assert value["Same"]["accuracy"] == 100
+    # Dark is told from light in images that the classifier was not trained on.
+    assert value["Probe"]["accuracy"] == 100
+    assert frame.filter(benchmark="Groups", metric="group_score")["key"].to_list() == [
+        f"g{i}" for i in range(6)
+    ]
+
+    tower, _ = model.load(pairs["tower"])
+    reader = ImageReader(pairs["pairs"])
+    with torch.inference_mode():
+        images = tower.encode_image(reader.load(range(IMAGES), SIZE).float() / 255)
+        texts = tower.encode_text([f"number {i}" for i in range(IMAGES)])
+    best = (F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T).argmax(dim=1)
+    found = frame.filter(benchmark="Found", metric="t2i_r@1")
+    assert found["best"].to_list() == [reader.keys[i] for i in best]
+    assert found["hit"].to_list() == (best == torch.arange(IMAGES)).tolist()
+
+
+def test_a_probe_of_other_classes_is_refused(pairs, tmp_path):
+    other = write_images(tmp_path / "train", np.random.default_rng(2), "t{}".format)
+    index = pl.read_parquet(other / "index.parquet")
+    index.with_columns(label=pl.col("label") + "s").write_parquet(other / "index.parquet")
+    probe = {"benchmark": "Probe", "task": "probe", "train": "train"}
+    said = "benchmark 'Probe': label of image 'g0-0' is not trained: 'a'.*; known: as, bs"
+    with pytest.raises(ValueError, match=said):
+        run_clip(pairs | {"train": other}, tmp_path, probe)

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src"
-STAGES = {"download", "caption", "embed", "train", "evaluate", "table", "figure"}
-GROUND = {"config", "datasets"}
+STAGES = {
+    "download",
+    "caption",
+    "embed",
+    "train",
+    "evaluate",
+    "fewshot",
+    "overhead",
+    "table",
+    "figure",
+}
+GROUND = {"config", "datasets", "sections", "settings"}
 MODULES = sorted((SRC / "flame").rglob("*.py"))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import socket
+from itertools import product
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from open_clip.loss import ClipLoss
 from torch import multiprocessing as mp
 from torch.nn import functional
 
-from flame.loss import LOSSES, sigmoid_loss, softmax_loss
+from flame.loss import LOSSES, criterion, kind_weights, sigmoid_loss, softmax_loss
+from flame.sections import Recipe
 
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-3.0)
+CASES = list(product(LOSSES, ("facets", "kinds"), (False, True)))  # True: texts are trained too
 
 
 def features(images=6, facets=3, dim=8):
@@ -45,6 +48,23 @@ def test_softmax_with_one_facet_is_open_clips_loss():
     torch.testing.assert_close(softmax_loss(images, texts, SCALE, BIAS), expected)
 
 
+def test_label_smoothing_mixes_the_labels_with_all_labels_alike():
+    images, texts = features(facets=1)
+    logits = SCALE * functional.normalize(images, dim=-1) @ functional.normalize(texts[:, 0]).T
+    labels = 0.9 * torch.eye(6) + 0.1 / 6
+    expected = -sum((labels * logits.log_softmax(dim)).sum() / 6 for dim in (0, 1)) / 2
+    smooth = criterion(recipe(label_smoothing=0.1))
+    torch.testing.assert_close(smooth(images, texts, SCALE, BIAS, None), expected)
+    assert criterion(recipe()) is softmax_loss
+    with pytest.raises(ValueError, match=r"label_smoothing 0\.1 with loss 'sigmoid'"):
+        criterion(recipe(label_smoothing=0.1, loss="sigmoid"))
+
+
+def recipe(**changes):
+    plain = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 1}
+    return Recipe(**(plain | changes))
+
+
 def test_softmax_with_one_facet_does_not_tell_images_from_texts():
     images, texts = features(facets=1)
     swapped = softmax_loss(texts[:, 0], images[:, None], SCALE, BIAS)
@@ -73,20 +93,63 @@ def test_order_of_batch_and_of_facets_changes_nothing(name):
     torch.testing.assert_close(permuted, expected)
 
 
+# Two long facets, one short, one raw.
+KINDS = ["long", "long", "short", "raw"]
+
+
+def test_kind_weights_divide_the_share_of_a_kind_among_its_facets():
+    torch.testing.assert_close(kind_weights(KINDS), torch.tensor([1 / 6, 1 / 6, 1 / 3, 1 / 3]))
+    # Of facets drawn at a step a kind may be missing; then the others share its part.
+    torch.testing.assert_close(
+        kind_weights(["long", "raw", "long"]), torch.tensor([0.25, 0.5, 0.25])
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_kind_weights_take_the_mean_of_the_losses_of_each_kind_alone(name):
+    images, texts = features(facets=len(KINDS))
+    alone = [LOSSES[name](images, texts[:, k], SCALE, BIAS) for k in ([0, 1], [2], [3])]
+    weighted = LOSSES[name](images, texts, SCALE, BIAS, kind_weights(KINDS))
+    torch.testing.assert_close(weighted, torch.stack(alone).mean())
+    assert abs(weighted - LOSSES[name](images, texts, SCALE, BIAS)) > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_kind_weights_change_nothing_with_one_facet_a_kind(name):
+    images, texts = features(facets=3)
+    weighted = LOSSES[name](images, texts, SCALE, BIAS, kind_weights(["long", "short", "raw"]))
+    torch.testing.assert_close(weighted, LOSSES[name](images, texts, SCALE, BIAS))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_facet_of_weight_0_leaves_loss_and_gradient(name):
+    images, texts = features(facets=2)
+    values = []
+    for chosen, weights in ((texts, torch.tensor([1.0, 0.0])), (texts[:, :1], None)):
+        leaf = images.clone().requires_grad_()
+        loss = LOSSES[name](leaf, chosen, SCALE, BIAS, weights)
+        loss.backward()
+        values.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(*values)
+
+
 def _share_of_gradient(rank, port, results):
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    results[rank] = {name: _loss_and_gradient(name, rank, 2) for name in LOSSES}
+    results[rank] = {case: _loss_and_gradient(*case, rank, 2) for case in CASES}
     torch.distributed.destroy_process_group()
 
 
-def _loss_and_gradient(name, rank, processes):
+def _loss_and_gradient(name, weigh, trained, rank, processes):
     images, texts = features()
-    weight = torch.eye(8).requires_grad_()
-    loss = LOSSES[name]((images @ weight)[rank::processes], texts[rank::processes], SCALE, BIAS)
+    weight, text_weight = torch.eye(8).requires_grad_(), torch.eye(8).requires_grad_()
+    weights = kind_weights(["long", "raw", "long"]) if weigh == "kinds" else None
+    mine = slice(rank, None, processes)
+    texts = texts @ text_weight if trained else texts
+    loss = LOSSES[name]((images @ weight)[mine], texts[mine], SCALE, BIAS, weights)
     loss.backward()
-    return loss.item(), weight.grad.tolist()
+    return loss.item(), (text_weight if trained else weight).grad.tolist()
 
 
 def test_mean_over_two_processes_is_the_loss_and_gradient_of_one():
@@ -97,8 +160,8 @@ def test_mean_over_two_processes_is_the_loss_and_gradient_of_one():
         results = manager.dict()
         mp.spawn(_share_of_gradient, (port, results), nprocs=2)
         first, second = results[0], results[1]
-    for name in LOSSES:
-        loss, gradient = _loss_and_gradient(name, 0, 1)
-        assert (first[name][0] + second[name][0]) / 2 == pytest.approx(loss, rel=1e-5)
-        mean = (torch.tensor(first[name][1]) + torch.tensor(second[name][1])) / 2
+    for case in CASES:
+        loss, gradient = _loss_and_gradient(*case, 0, 1)
+        assert (first[case][0] + second[case][0]) / 2 == pytest.approx(loss, rel=1e-5)
+        mean = (torch.tensor(first[case][1]) + torch.tensor(second[case][1])) / 2
         torch.testing.assert_close(mean, torch.tensor(gradient), rtol=1e-4, atol=1e-5)

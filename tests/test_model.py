@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from flame import model
-from flame.config import Backbone, Recipe, TrainSettings
 from flame.model import FlameTower
+from flame.sections import Backbone, Recipe
+from flame.settings import FlameTraining
 
 CNN = Backbone(timm="resnet10t", image_size=32, args={"channels": [8, 8, 8, 16], "stem_width": 4})
 VIT = Backbone(
@@ -62,7 +63,7 @@ def test_bias_is_trained_by_the_sigmoid_loss_only():
 
 
 def test_loaded_tower_equals_the_saved_one(tmp_path):
-    settings = TrainSettings(
+    settings = FlameTraining(
         run="run",
         seed=0,
         dataset="scenes",
@@ -81,3 +82,30 @@ def test_loaded_tower_equals_the_saved_one(tmp_path):
     assert record["settings"]["run"] == "run"
     assert list(loaded.centers["long"]) == ["a/b.c", "scene"]
     assert torch.equal(loaded.centers["long"]["scene"], tower.centers["long"]["scene"])
+
+
+def test_kinds_that_weigh_the_same_weigh_so_in_the_loss_of_a_step():
+    images, texts = torch.rand(4, 3, 32, 32), torch.randn(4, 3, 24).half()
+    losses = {}
+    for weigh in ("facets", "kinds"):
+        torch.manual_seed(0)
+        tower = FlameTower(CNN, recipe(weigh=weigh), 24).eval()
+        tower.match([("long", "a"), ("long", "b"), ("raw", "a")])
+        columns = torch.tensor([0, 1, 2])
+        losses[weigh] = tower.loss(tower(images, texts, columns), columns)
+        alone = [
+            tower.loss(tower(images, texts[:, k : k + 1], columns[k : k + 1]), columns[k : k + 1])
+            for k in range(3)
+        ]
+    torch.testing.assert_close(losses["facets"], sum(alone) / 3)
+    torch.testing.assert_close(losses["kinds"], alone[0] / 4 + alone[1] / 4 + alone[2] / 2)
+
+
+def test_the_center_of_a_column_is_subtracted_where_there_is_one():
+    tower = FlameTower(CNN, recipe(), 4)
+    tower.centers = {"long": {"b": torch.tensor([1.0, 2.0, 3.0, 4.0])}}
+    tower.match([("raw", "b"), ("long", "a"), ("long", "b")])
+    texts = torch.zeros(2, 2, 4).half()
+    outputs = tower(torch.rand(2, 3, 32, 32), texts, torch.tensor([1, 2]))
+    assert outputs.texts[0].tolist() == [[0.0] * 4, [-1.0, -2.0, -3.0, -4.0]]
+    assert "center_rows" not in tower.state_dict()

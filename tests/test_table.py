@@ -1,94 +1,101 @@
 """A table holds the measured numbers, their intervals, and the paper's beside them."""
 
-import json
 from io import StringIO
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from answers import counted, write
 from flame.bootstrap import interval
-from flame.config import Bootstrap, Table, TableSettings
+from flame.sections import Bootstrap, Claim, Measure, Table
+from flame.settings import TableSettings
 from flame.table import table
 
+# As in Table 7, the model with 7 prompts stands there twice.
 REPORTED = """\
-table,prompts,benchmark,metric,value,note
-Table 6,1,COCO,i2t_r@1,35.7,"a, note"
-Table 6,7,COCO,i2t_r@1,43.3,
-Table 6,1,COCO,t2i_r@1,23.7,
-Table 6,7,COCO,t2i_r@1,28.6,
-Table 6,1,average,average,38.5,
-Table 6,7,average,average,,
+table,method,prompts,benchmark,metric,value,note
+Table 6,FLAME,1,COCO,i2t_r@1,35.7,"a, note"
+Table 6,FLAME,7,COCO,i2t_r@1,43.3,
+Table 6,FLAME,7,COCO,i2t_r@1,43.3,
+Table 6,FLAME,7,COCO,i2t_r@1_gain_over_clip,+20.0,
+Table 6,FLAME,1,COCO,t2i_r@1,23.7,
+Table 6,FLAME,7,COCO,t2i_r@1,28.6,
+Table 6,FLAME,1,average,average,38.5,
+Table 6,FLAME,7,average,average,,
+Table 6,SLIP,0,COCO,i2t_r@1,44.0,
+Table 6,SLIP,0,COCO,t2i_r@1,20.0,
+Table 6,SLIP,0,average,average,31.0,
+Table 7,FLAME,9,COCO,i2t_r@1,41.6,
 """
-# run -> benchmark -> metric -> (hits, queries)
 MEASURED = {
     "one": {
-        "COCO": {"i2t_r@1": (10, 40), "t2i_r@1": (90, 200)},
-        "food": {"top1": (30, 60)},
-        "tints": {"top1": (40, 50)},
+        "COCO": {"i2t_r@1": counted(10, 40), "t2i_r@1": counted(90, 200)},
+        "food": {"top1": counted(30, 60)},
+        "tints": {"top1": counted(40, 50)},
     },
     "seven": {
-        "COCO": {"i2t_r@1": (16, 40), "t2i_r@1": (80, 200)},
-        "food": {"top1": (36, 60)},
-        "tints": {"top1": (45, 50)},
+        "COCO": {"i2t_r@1": counted(16, 40), "t2i_r@1": counted(80, 200)},
+        "food": {"top1": counted(36, 60)},
+        "tints": {"top1": counted(45, 50)},
     },
+    "seven.seed1": {
+        "COCO": {"i2t_r@1": counted(20, 40), "t2i_r@1": counted(80, 200)},
+        "food": {"top1": counted(36, 60)},
+        "tints": {"top1": counted(45, 50)},
+    },
+}
+ONE = {"label": "1", "run": "one", "reported": {"prompts": 1}}
+SEVEN = {"label": "7", "run": "seven", "reported": {"prompts": 7}}
+SLIP = {"label": "SLIP", "reported": {"method": "SLIP"}}
+I2T, T2I = {"benchmark": "COCO", "metric": "i2t_r@1"}, {"benchmark": "COCO", "metric": "t2i_r@1"}
+MEAN = {
+    "benchmark": "average",
+    "metric": "top1",
+    "mean_of": ["food", "tints"],
+    "reported_metric": "average",
 }
 
 
 @pytest.fixture
-def study(tmp_path: Path):
-    """Metrics files and settings of a table with two rows and three columns."""
+def files(tmp_path: Path) -> list[tuple[Path, Path]]:
+    """Results of three trainings; reported.csv stands beside them."""
     (tmp_path / "reported.csv").write_text(REPORTED)
-    files = []
-    for run, benchmarks in MEASURED.items():
-        records = [
-            {
-                "run": run,
-                "benchmark": name,
-                "metrics": {m: {"hits": h, "queries": q} for m, (h, q) in metrics.items()},
-            }
-            for name, metrics in benchmarks.items()
-        ]
-        files.append(tmp_path / f"{run}.json")
-        settings = {"bootstrap": Bootstrap().model_dump()}
-        files[-1].write_text(json.dumps({"settings": settings, "records": records}))
+    return [write(tmp_path, run, answers) for run, answers in MEASURED.items()]
+
+
+def fill(files, rows, columns, match=None, *, seeds: int = 1, claims=()) -> tuple[str, str]:
+    folder = files[0][0].parent
+    csv, markdown, reported = (folder / name for name in ("t.csv", "t.md", "reported.csv"))
     values = {
         "title": "Table 6: prompts.",
         "row_header": "prompts",
-        "rows": [
-            {"label": "1", "run": "one", "reported": {"prompts": 1}},
-            {"label": "7", "run": "seven", "reported": {"prompts": 7}},
-        ],
-        "columns": [
-            {"benchmark": "COCO", "metric": "i2t_r@1"},
-            {"benchmark": "COCO", "metric": "t2i_r@1"},
-            {
-                "benchmark": "average",
-                "metric": "top1",
-                "mean_of": ["food", "tints"],
-                "reported_metric": "average",
-            },
-        ],
-        "reported": {"file": str(tmp_path / "reported.csv"), "match": {"table": "Table 6"}},
+        "rows": rows,
+        "columns": columns,
+        "reported": {"file": str(reported), "match": match or {"table": "Table 6"}},
     }
-    return files, values
-
-
-def fill(files, values, folder: Path, **changes) -> tuple[str, str]:
-    csv, markdown = folder / "t.csv", folder / "t.md"
     settings = TableSettings(
         study="tiny",
         name="table6",
-        table=Table.model_validate(values | changes),
+        table=Table.model_validate(values),
         datasets={"COCO": "scenes-short", "food": "scenes-food", "tints": "scenes-tints"},
+        runs={"one": ("one",), "seven": ("seven", "seven.seed1")[:seeds]},
+        claims=claims,
+        bootstrap=Bootstrap(),
         version=1,
     )
-    table(files, settings.table.reported.file, csv, markdown, settings)
+    table([f[0] for f in files], [f[1] for f in files], reported, csv, markdown, settings)
     return csv.read_text(), markdown.read_text()
 
 
-def test_csv_has_value_interval_and_reported_number_of_each_column(study, tmp_path):
-    csv = pl.read_csv(StringIO(fill(*study, tmp_path)[0]))
+def lines_of(markdown: str) -> list[list[str]]:
+    """Cells of the table's lines."""
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in rows]
+
+
+def test_csv_has_value_interval_and_reported_number_of_each_column(files):
+    csv = pl.read_csv(StringIO(fill(files, [ONE, SEVEN], [I2T, T2I, MEAN])[0]))
     assert csv.columns[:5] == [
         "prompts",
         "COCO i2t_r@1 [scenes-short]",
@@ -96,13 +103,14 @@ def test_csv_has_value_interval_and_reported_number_of_each_column(study, tmp_pa
         "COCO i2t_r@1 95% high",
         "COCO i2t_r@1 paper",
     ]
+    assert len(csv.columns) == 1 + 3 * 4
     low, high = interval([10], [40], resamples=1000, seed=0)
     assert csv.row(0)[:5] == (1, 25.0, round(100 * low, 1), round(100 * high, 1), 35.7)
     assert csv["COCO t2i_r@1 [scenes-short]"].to_list() == [45.0, 40.0]
 
 
-def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(study, tmp_path):
-    csv = pl.read_csv(StringIO(fill(*study, tmp_path)[0]))
+def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(files):
+    csv = pl.read_csv(StringIO(fill(files, [ONE, SEVEN], [MEAN])[0]))
     assert csv["average top1 [scenes-food+scenes-tints]"].to_list() == [65.0, 75.0]
     low, high = interval([30, 40], [60, 50], resamples=1000, seed=0)
     assert csv["average top1 95% low"][0] == round(100 * low, 1)
@@ -110,51 +118,120 @@ def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(study, tmp_path
     assert csv["average top1 paper"].to_list() == [38.5, None]
 
 
-def test_markdown_reads_as_the_paper(study, tmp_path):
-    title, _, *lines = fill(*study, tmp_path)[1].splitlines()
-    assert title == "**Table 6: prompts.**"
+def test_a_mean_may_be_of_several_metrics(files):
+    both = {**MEAN, "mean_of": [I2T, {"benchmark": "food", "metric": "top1"}]}
+    csv, markdown = fill(files, [ONE], [both])
+    assert pl.read_csv(StringIO(csv))["average top1 [scenes-short+scenes-food]"].item() == 37.5
+    assert "*average*: mean of scenes-short I2T R@1, scenes-food top-1.\n" in markdown
+
+
+def test_markdown_reads_as_the_paper(files):
+    markdown = fill(files, [ONE, SEVEN], [I2T, T2I, MEAN])[1]
+    assert markdown.startswith("**Table 6: prompts.**\n\nMeasured in the *tiny* study, in percent.")
+    lines = lines_of(markdown)
     assert lines[:4] == [
-        "| prompts | COCO |  | average |",
-        "| --- | ---: | ---: | ---: |",
-        "|  | *scenes-short* |  | *mean of 2 sets* |",
-        "|  | I2T R@1 | T2I R@1 | top-1 |",
+        ["prompts", "COCO", "", "average"],
+        ["---", "---:", "---:", "---:"],
+        ["", "*scenes-short*", "", "*mean of 2*"],
+        ["", "I2T R@1", "T2I R@1", "top-1"],
     ]
-    assert lines[4].startswith("| **1** | 25.0<br><sub>")
-    assert "| **45.0**<br><sub>" in lines[4]
-    assert lines[5] == (
-        "| <sub>paper</sub> | <sub>35.7</sub> | <sub>23.7</sub> | <sub>**38.5**</sub> |"
-    )
-    assert (
-        lines[7] == "| <sub>paper</sub> | <sub>**43.3**</sub> | <sub>**28.6**</sub> | <sub></sub> |"
-    )
-    assert "*tiny* study" in "\n".join(lines)
-    assert lines[-1] == "*average*: mean of scenes-food, scenes-tints."
+    low, high = interval([10], [40], resamples=1000, seed=0)
+    assert lines[4][:2] == ["**1**", f"25.0<br><sub>{100 * low:.1f}-{100 * high:.1f}</sub>"]
+    assert lines[4][2].startswith("**45.0**<br><sub>")
+    assert lines[5] == [
+        "<sub>paper</sub>",
+        "<sub>35.7</sub>",
+        "<sub>23.7</sub>",
+        "<sub>**38.5**</sub>",
+    ]
+    assert lines[7] == ["<sub>paper</sub>", "<sub>**43.3**</sub>", "<sub>**28.6**</sub>", ""]
+    assert markdown.splitlines()[-1] == "*average*: mean of scenes-food, scenes-tints."
+    assert "±" not in markdown
+    assert "gain" not in markdown
 
 
-def test_same_inputs_give_the_same_bytes(study, tmp_path):
-    files, values = study
-    assert fill(files, values, tmp_path) == fill(files[::-1], values, tmp_path)
+def test_several_seeds_show_mean_and_deviation(files):
+    csv, markdown = fill(files, [ONE, SEVEN], [I2T], seeds=2)
+    assert pl.read_csv(StringIO(csv))["COCO i2t_r@1 std"].to_list() == [None, 7.1]  # of 40, 50 %
+    assert lines_of(markdown)[4][1].startswith("25.0<br>")
+    assert lines_of(markdown)[6][1].startswith("**45.0** ± 7.1<br>")
+    assert "standard deviation" in markdown
+
+
+def test_rows_of_other_methods_are_marked_and_compete_with_the_papers_numbers_only(files):
+    csv, markdown = fill(files, [SLIP, SEVEN], [I2T, T2I])
+    lines = lines_of(markdown)
+    assert lines[4] == ["SLIP <sub>(reported)</sub>", "<sub>**44.0**</sub>", "<sub>20.0</sub>"]
+    assert lines[5][1].startswith("**40.0**")
+    assert lines[6][1:] == ["<sub>43.3</sub>", "<sub>**28.6**</sub>"]
+    row = pl.read_csv(StringIO(csv)).row(0)
+    assert row == ("SLIP", None, None, None, 44.0, None, None, None, 20.0)
+
+
+def test_a_row_that_the_paper_does_not_have_is_one_line(files):
+    ours = {"label": "ours", "run": "one"}
+    csv, markdown = fill(files, [ours, SEVEN], [I2T])
+    assert [line[0] for line in lines_of(markdown)[4:]] == ["**ours**", "**7**", "<sub>paper</sub>"]
+    assert pl.read_csv(StringIO(csv))["COCO i2t_r@1 paper"].to_list() == [None, 43.3]
+
+
+def test_gains_stand_in_parentheses_with_their_paired_interval(files):
+    csv, markdown = fill(files, [ONE, {**SEVEN, "gain_over": "one"}], [I2T])
+    table = pl.read_csv(StringIO(csv))
+    low, high = (100 * end for end in interval([6], [40], resamples=1000, seed=0))
+    assert table["COCO i2t_r@1 gain"].to_list() == [None, 15.0]
+    assert table["COCO i2t_r@1 gain 95% low"][1] == round(low, 1)
+    assert table["COCO i2t_r@1 gain paper"].to_list() == [None, 20.0]
+    lines = lines_of(markdown)
+    assert lines[6][1].startswith("**40.0** (+15.0)<br><sub>")
+    assert lines[6][1].endswith(f" ({low:+.1f} to {high:+.1f})</sub>")
+    assert lines[7][1] == "<sub>**43.3** (+20.0)</sub>"
+
+
+def test_a_column_that_the_paper_does_not_have_is_measured_only(files):
+    own = {"benchmark": "food", "metric": "top1"}
+    csv, markdown = fill(files, [ONE, SLIP], [I2T, own])
+    assert pl.read_csv(StringIO(csv))["food top1 paper"].to_list() == [None, None]
+    assert lines_of(markdown)[5] == ["<sub>paper</sub>", "<sub>35.7</sub>", ""]
+
+
+def test_claims_stand_under_the_table(files):
+    claim = Claim(
+        text="Seven are better than one.",
+        where="Section 4.4",
+        table="table6",
+        better="seven",
+        worse="one",
+        measures=(Measure(**I2T),),
+        reported=7.6,
+    )
+    markdown = fill(files, [ONE, SEVEN], [I2T], claims=(claim,))[1]
+    head, rule, line = lines_of(markdown.split("**Claims**")[1])
+    assert len(head) == len(rule) == len(line)
+    assert line[0].startswith("Seven are better than one.<br><sub>seven against one")
+    assert line[1:3] == ["Section 4.4", "+7.6"]
+    assert line[3].startswith("+15.0<br>")
+    assert line[4].startswith("**holds**")
+    assert "Claims" not in fill(files, [ONE], [I2T])[1]
+
+
+def test_same_inputs_give_the_same_bytes(files):
+    rows, columns = [ONE, SEVEN, SLIP], [I2T, MEAN]
+    assert fill(files, rows, columns) == fill(files[::-1], rows, columns)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("row", "column", "match", "said"),
     [
-        ({"rows": [{"label": "3", "run": "three"}]}, r"benchmark \('three', 'COCO'\)"),
-        (
-            {"columns": [{"benchmark": "COCO", "metric": "top1"}]},
-            "no metric 'top1'; known: i2t_r@1",
-        ),
-        ({"rows": [{"label": "7", "run": "seven"}]}, "2 rows, not one, have .*'COCO'"),
-        (
-            {"rows": [{"label": "3", "run": "one", "reported": {"prompts": 3}}]},
-            "0 rows, not one, have .*'prompts': 3",
-        ),
-        (
-            {"rows": [{"label": "1", "run": "one", "reported": {"promts": 1}}]},
-            r"no column 'promts' \(did you mean 'prompts'\?\)",
-        ),
+        ({**ONE, "run": "three"}, I2T, None, "no trainings of run 'three'; known: one, seven"),
+        (ONE, {"benchmark": "COCO", "metric": "r@1"}, None, "has no metric 'r@1' .*known: i2t_r@1"),
+        ({**ONE, "reported": {}}, I2T, None, "3 different numbers, not one, have .*'COCO'"),
+        ({**ONE, "reported": {"prompts": 3}}, I2T, None, "0 different numbers.*'prompts': 3"),
+        ({**ONE, "reported": {"promts": 1}}, I2T, None, r"'promts' \(did you mean 'prompts'\?\)"),
+        (ONE, I2T, {"table": "Table 5"}, "no rows have {'table': 'Table 5'}"),
+        (ONE, I2T, {"tabel": "Table 6"}, r"no column 'tabel' \(did you mean 'table'\?\)"),
     ],
 )
-def test_what_does_not_match_is_named(study, tmp_path, change, said):
+def test_what_does_not_match_is_named(files, row, column, match, said):
     with pytest.raises(ValueError, match=said):
-        fill(*study, tmp_path, **change)
+        fill(files, [row], [column], match)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +11,19 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 
 from flame import model, store
-from flame.config import Recipe, TrainSettings
 from flame.datasets import Sample
 from flame.optim import adamw, learning_rate
+from flame.sections import Recipe
+from flame.settings import ClipTraining, FlameTraining, LongClipTraining
 from flame.shards import ShardWriter
-from flame.train import train
+from flame.train import sources, train
 
 GOLDEN = Path(__file__).parent / "golden" / "train.txt"
 FACETS = {"scene": " a", "object": " b"}
@@ -45,7 +48,8 @@ def inputs(tmp_path_factory):
     writer = ShardWriter(images, samples_per_shard=10)
     keys = [f"dot-{i}" for i in range(IMAGES)]
     for key in keys:
-        writer.add(Sample(key=key, image=png(rng), captions={"raw": ["a"], "long": ["b"]}))
+        captions = {"raw": [f"dot {key}"], "long": [f"a picture of {key}"], "short": [f"a {key}"]}
+        writer.add(Sample(key=key, image=png(rng), captions=captions))
     (images / "manifest.json").write_text(json.dumps(writer.close()))
     stores = []
     for kind in ("raw", "long"):
@@ -55,10 +59,10 @@ def inputs(tmp_path_factory):
         rows = store.Writer(path, "dots", keys=keys[::-1], facets=list(FACETS), dim=DIM)
         rows.write(range(IMAGES), rng.normal(1.0, 1.0, (IMAGES, len(FACETS), DIM)))
         stores.append(path)
-    return images, stores
+    return {"images": images, "stores": tuple(stores)}
 
 
-def settings(**recipe):
+def recipe_of(**changes):
     plain = {
         "epochs": 4,
         "batch_size": 8,
@@ -69,16 +73,42 @@ def settings(**recipe):
         "precision": "float32",
         "augment": {"scale": (0.7, 1.0), "shift": 2},
     }
+    return Recipe(**(plain | changes))
+
+
+def shared(**recipe):
     args = {"channels": [8, 8, 16, 16], "stem_width": 4, "drop_path_rate": 0.1}
-    return TrainSettings(
-        run="tiny",
-        seed=0,
-        dataset="dots",
-        backbone={"timm": "resnet10t", "image_size": SIZE, "args": args},
-        recipe=Recipe(**(plain | recipe)),
-        targets={"raw": ("scene",), "long": ("scene", "object")},
-        max_skipped=0.0,
-        version=1,
+    return {
+        "run": "tiny",
+        "seed": 0,
+        "dataset": "dots",
+        "backbone": {"timm": "resnet10t", "image_size": SIZE, "args": args},
+        "recipe": recipe_of(**recipe),
+        "max_skipped": 0.0,
+        "version": 1,
+    }
+
+
+def settings(**recipe):
+    targets = {"raw": ("scene",), "long": ("scene", "object")}
+    return FlameTraining(targets=targets, **shared(**recipe))
+
+
+def clip_settings(**recipe):
+    sizes = {"width": 16, "layers": 2, "heads": 2, "context_length": 12, "embed_dim": 8}
+    return ClipTraining(method="clip", captions="raw", text_tower=sizes, **shared(**recipe))
+
+
+def long_settings(**recipe):
+    return LongClipTraining(
+        method="long-clip",
+        long="long",
+        short="short",
+        text_tower=clip_settings().text_tower,
+        context_length=20,
+        kept_positions=4,
+        components=3,
+        **shared(**({"tau": 0.01, "label_smoothing": 0.1} | recipe)),
     )
 
 
@@ -93,7 +123,7 @@ def weights(folder):
 @pytest.fixture(scope="session")
 def finished(inputs, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    train(*inputs, out, settings())
+    train(**inputs, out=out, settings=settings())
     return out
 
 
@@ -122,31 +152,31 @@ def test_a_finished_run_holds_what_others_need(finished):
 
 
 def test_two_runs_have_the_same_bytes_whatever_is_kept_in_memory(inputs, finished, tmp_path):
-    train(*inputs, tmp_path / "again", settings(), cache_mb=0)
+    train(**inputs, out=tmp_path / "again", settings=settings(), cache_mb=0)
     assert weights(tmp_path / "again") == weights(finished)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     often = settings(checkpoint_minutes=1e-9)
-    train(*inputs, tmp_path / "whole", often)
+    train(**inputs, out=tmp_path / "whole", settings=often)
 
     def killed(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         # After the update of step 7 and before its checkpoint.
-        patch.setattr(model.FlameTower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
         with pytest.raises(KeyboardInterrupt):
-            train(*inputs, out, often)
-    train(*inputs, out, often)
+            train(**inputs, out=out, settings=often)
+    train(**inputs, out=out, settings=often)
     assert weights(out) == weights(tmp_path / "whole") == weights(finished)
     losses, expected = ([line["loss"] for line in log_lines(p)] for p in (out, finished))
     assert losses == expected
 
 
 def _call_number(number, action):
-    original, calls = model.FlameTower.clamp_scale, []
+    original, calls = model.Tower.clamp_scale, []
 
     def counting(*args):
         calls.append(args)
@@ -159,19 +189,19 @@ def test_sigterm_ends_a_run_between_two_steps(inputs, finished, tmp_path, monkey
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         terminate = _call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        patch.setattr(model.FlameTower, "clamp_scale", terminate)
+        patch.setattr(model.Tower, "clamp_scale", terminate)
         with pytest.raises(SystemExit, match="143"):
-            train(*inputs, out, settings())
+            train(**inputs, out=out, settings=settings())
     with safe_open(tmp_path / "run.partial" / "content" / "checkpoint.safetensors", "pt") as file:
         assert file.metadata()["step"] == "5"
-    train(*inputs, out, settings())
+    train(**inputs, out=out, settings=settings())
     assert weights(out) == weights(finished)
 
 
 def test_a_killed_process_goes_on_to_the_same_bytes(inputs, tmp_path):
-    images, stores = inputs
     wanted, out = settings(epochs=60, checkpoint_minutes=1e-9), tmp_path / "run"
-    command = [sys.executable, "-m", "flame.train", "--images", images, "--stores", *stores]
+    command = [sys.executable, "-m", "flame.train", "--images", inputs["images"]]
+    command += ["--stores", *inputs["stores"]]
     command += ["--out", out, "--settings", wanted.model_dump_json()]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE)
     log = tmp_path / "run.partial" / "content" / "log.jsonl"
@@ -181,15 +211,115 @@ def test_a_killed_process_goes_on_to_the_same_bytes(inputs, tmp_path):
     process.kill()
     process.communicate()
     assert not out.exists()
-    train(images, stores, out, wanted)
-    train(images, stores, tmp_path / "whole", wanted)
+    train(**inputs, out=out, settings=wanted)
+    train(**inputs, out=tmp_path / "whole", settings=wanted)
     assert weights(out) == weights(tmp_path / "whole")
 
 
-def test_two_processes_train_one_tower(inputs, tmp_path):
-    images, stores = inputs
+@pytest.fixture(scope="session")
+def clip_run(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("clip") / "run"
+    train(inputs["images"], out, clip_settings())
+    return out
+
+
+def baseline(method, inputs, clip_run):
+    """What `train` is told besides `out` and `settings`, and the settings of a recipe."""
+    if method == "clip":
+        return {"images": inputs["images"]}, clip_settings
+    return {"images": inputs["images"], "base": clip_run}, long_settings
+
+
+@pytest.mark.parametrize("method", ["clip", "long-clip"])
+@pytest.mark.parametrize("end", ["killed", "terminated"])
+def test_an_interrupted_baseline_goes_on_to_the_same_bytes(
+    inputs, clip_run, tmp_path, monkeypatch, method, end
+):
+    given, of = baseline(method, inputs, clip_run)
+    often = of(checkpoint_minutes=1e-9 if end == "killed" else 60)
+
+    def killed():
+        if end == "killed":
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(**given, out=tmp_path / "run", settings=often)
+    content = tmp_path / "run.partial" / "content"
+    with safe_open(content / "checkpoint.safetensors", "pt") as file:
+        assert file.metadata()["step"] == ("7" if end == "killed" else "8")
+    train(**given, out=tmp_path / "run", settings=often)
+    train(**given, out=tmp_path / "whole", settings=of(), cache_mb=0)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    losses, expected = (
+        [line["loss"] for line in log_lines(tmp_path / n)] for n in ("run", "whole")
+    )
+    assert losses == expected
+    assert len(losses) == 12
+
+
+def test_a_baseline_is_found_again_with_its_texts(clip_run):
+    tower, record = model.load(clip_run)
+    assert record["settings"]["method"] == "clip"
+    assert record["dim"] == tower.dim == 8
+    assert tower.encode_text(["dot dot-1", "dot"]).shape == (2, 8)
+
+
+def test_clip_learns_a_tiny_set(inputs, tmp_path):
+    wanted = clip_settings(epochs=60, augment={}, lr=1e-2)
+    train(inputs["images"], tmp_path / "run", wanted)
+    losses = [line["loss"] for line in log_lines(tmp_path / "run")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_another_base_or_other_captions_start_the_run_afresh(inputs, clip_run, tmp_path):
+    images = tmp_path / "dots"
+    shutil.copytree(inputs["images"], images)
+    fingerprints = []
+    for change in (lambda: None, lambda: _reverse_captions(images)):
+        change()
+        fingerprints.append(sources(long_settings(), images, (), clip_run))
+    assert fingerprints[0]["captions"] != fingerprints[1]["captions"]
+    assert fingerprints[0]["base"] == fingerprints[1]["base"]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"other")
+    assert (
+        sources(long_settings(), images, (), tmp_path / "base")["base"] != fingerprints[1]["base"]
+    )
+
+
+def _reverse_captions(images):
+    path = images / "captions.parquet"
+    pl.read_parquet(path).reverse().write_parquet(path)
+
+
+def test_an_input_that_a_method_does_not_take_is_refused(inputs, clip_run, tmp_path):
+    images, stores = inputs["images"], inputs["stores"]
+    for wanted, given, message in (
+        (settings(), {}, "'flame' needs --stores"),
+        (clip_settings(), {"stores": stores}, "'clip' takes no --stores"),
+        (clip_settings(), {"base": clip_run}, "'clip' takes no --base"),
+        (long_settings(), {}, "'long-clip' needs --base"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(images, tmp_path / "run", wanted, **given)
+
+
+def test_two_processes_train_a_baseline_from_the_command_line(inputs, clip_run, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "flame.train", "--images", images, "--stores", *stores]
+    command += ["-m", "flame.train", "--images", inputs["images"], "--base", clip_run]
+    wanted = long_settings(epochs=1, warmup_steps=1)
+    command += ["--out", tmp_path / "run", "--settings", wanted.model_dump_json()]
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3]
+    assert model.load(tmp_path / "run")[0].context_length == 20
+
+
+def test_two_processes_train_one_tower(inputs, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "flame.train", "--images", inputs["images"], "--stores", *inputs["stores"]]
     wanted = settings(epochs=1, warmup_steps=1, loss="sigmoid")
     command += ["--out", tmp_path / "run", "--settings", wanted.model_dump_json()]
     subprocess.run(command, env=ENVIRONMENT, check=True)
@@ -197,19 +327,19 @@ def test_two_processes_train_one_tower(inputs, tmp_path):
 
 
 def test_workers_that_read_ahead_change_nothing(inputs, finished, tmp_path):
-    train(*inputs, tmp_path / "run", settings(), cache_mb=0, workers=1)
+    train(**inputs, out=tmp_path / "run", settings=settings(), cache_mb=0, workers=1)
     assert weights(tmp_path / "run") == weights(finished)
 
 
 def test_a_tiny_set_is_learned(inputs, tmp_path):
-    train(*inputs, tmp_path / "run", settings(epochs=60, augment={}, lr=1e-2))
+    train(**inputs, out=tmp_path / "run", settings=settings(epochs=60, augment={}, lr=1e-2))
     losses = [line["loss"] for line in log_lines(tmp_path / "run")]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"not finite.*'step': \d+.*'tau'.*'lr'.*checkpoint"):
-        train(*inputs, tmp_path / "run", settings(lr=1e38, eps=1e-30))
+        train(**inputs, out=tmp_path / "run", settings=settings(lr=1e38, eps=1e-30))
     assert not (tmp_path / "run").exists()
 
 
@@ -223,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
 )
 def test_impossible_recipes_are_refused(inputs, tmp_path, recipe, message):
     with pytest.raises(ValueError, match=message):
-        train(*inputs, tmp_path / "run", settings(**recipe))
+        train(**inputs, out=tmp_path / "run", settings=settings(**recipe))
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero():

@@ -16,11 +16,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from PIL import Image
 
 from flame.config import Study, load_file
+from flame.sections import FlameRun
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/config/tiny.yaml"
+WHOLE = ROOT / "tests/config/whole.yaml"
 RUNS = [f"flame-{prompts}" for prompts in (1, 3, 5, 7, 9)]
 
 
@@ -204,7 +207,7 @@ COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
             ],
         ),
         ("recipes.tiny.lr", 2e-3, TOWERS),
-        ("runs.flame-3.seed", 1, ["*/flame-3", "*/flame-3/*", TABLE]),
+        ("runs.flame-3.seeds", [1], ["*/flame-3", "*/flame-3/*", TABLE]),
         ("bootstrap.seed", 1, ["results/evaluate/*", TABLE]),
         ("tables.table6.title", "Table 6", [TABLE]),
     ],
@@ -256,7 +259,7 @@ def test_every_setting_is_recorded(finished):
     """Snakemake drops a parameter that is not a builtin, and then overlooks its changes."""
     tracked = {
         "download_dataset": 5,  # source, options, seed, max_skipped, version
-        "download_llm": 2,  # checkpoint, version
+        "download_llm": 3,  # checkpoint, reset, version
         "prompt": 1,  # text
         "embed": 1,  # settings
         "embed_training": 1,  # settings
@@ -324,6 +327,59 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
     for made in ("train/flame-7/model.safetensors", "table6.csv", "table6.md"):
         both = [(where / "results" / made).read_bytes() for where in (folder, undisturbed)]
         assert both[0] == both[1], made
+
+
+# --- every kind of run, benchmark, table and figure ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the study with every kind of everything was run."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = snakemake(folder, WHOLE, "--cores", "2")
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_every_table_and_figure_is_made(whole):
+    study = load_file(WHOLE, ROOT)
+    for name in [*study.tables, *study.appendix, "claims"]:
+        assert pl.read_csv(whole / f"results/{name}.csv", infer_schema=False).height
+        assert (whole / f"results/{name}.md").read_text().startswith(("**", "# "))
+    for name in study.figures:
+        with Image.open(whole / f"results/{name}.png") as picture:
+            assert min(picture.size) > 300
+        assert (whole / f"results/{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_several_seeds_give_mean_and_deviation(whole):
+    table = pl.read_csv(whole / "results/table1.csv", infer_schema=False)
+    column = next(name for name in table.columns if name.startswith("ShareGPT4V-val i2t_r@1 ["))
+    measured = dict(zip(table["method and training set"], table[column], strict=True))
+    rates = []
+    for training in ("clip", "clip.seed1"):
+        result = json.loads((whole / f"results/evaluate/{training}/benchmarks.json").read_text())
+        record = next(r for r in result["records"] if r["benchmark"] == "ShareGPT4V-val")
+        rates.append(record["metrics"]["i2t_r@1"]["value"])
+    assert float(measured["CLIP, CC3M"]) == pytest.approx(sum(rates) / 2, abs=0.051)
+    assert measured["CLIP, WIT-400M"] in (None, "")
+
+
+def test_a_second_whole_run_does_nothing(whole):
+    assert planned(whole, WHOLE) == set()
+
+
+def test_a_changed_baseline_runs_what_stands_on_it(whole, tmp_path):
+    values = yaml.safe_load(WHOLE.read_text())
+    values["text_towers"]["transformer"]["layers"] = 2
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(yaml.safe_dump(values, sort_keys=False))
+    made = planned(whole, edited)
+    trained = {name.split("/")[2] for name in made if name.startswith("results/train/")}
+    assert trained == {"clip", "clip.seed1", "long-clip"}
+    assert not [name for name in made if name.startswith(("results/embed", "results/fewshot"))]
+    assert {"results/table1.csv", "results/claims.csv", "results/figure_d2.png"} <= made
+    assert not made & {"results/table_c5.csv", "results/figure3.png", "results/figure_c1.png"}
 
 
 # --- mistakes ------------------------------------------------------------------------------
@@ -421,18 +477,34 @@ def test_the_default_is_the_embedded_study(tmp_path):
     assert after.children_user - before.children_user < 10
     assert done.returncode == 0, done.stdout
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
-    trained = [(study.bundle(run.dataset), k) for run in study.runs.values() for k in run.targets]
-    kinds = trained + [(study.bundle(b.dataset), b.captions) for b in study.benchmarks.values()]
-    bundles = {study.bundle(b.dataset) for b in study.benchmarks.values()}
+    results = {r for name in study.tables for r in study.table_results(name)}
+    results |= {r for name in study.figures for r in study.figure_results(name)}
+    results |= set(study.claim_results(study.claims))
+    evaluated = [r.split("/")[1:] for r in results if r.startswith("evaluate/")]
+    flame = {name: run for name, run in study.runs.items() if isinstance(run, FlameRun)}
+    trained = {(r.llm, study.bundle(r.dataset), k) for r in flame.values() for k in r.targets}
+    asked = {
+        (flame[run].llm, bundle, kind)
+        for run, bundle in evaluated
+        if run in flame
+        for q in study.questions(run, bundle)
+        for kind in (q.captions, q.negatives)
+        if kind
+    }
     expected = {
         "download_dataset": len(study.datasets),
         "download_llm": len(study.llms),
         "prompt": sum(len(prompt.facets) for prompt in study.prompts.values()),
-        "embed": sum(study.parts(*kind) for kind in set(kinds) - set(trained)),
-        "embed_training": sum(study.parts(*kind) for kind in set(trained)),
+        "embed": sum(study.parts(bundle, kind) for _, bundle, kind in asked),
+        "embed_training": sum(study.parts(bundle, kind) for _, bundle, kind in trained),
         "train": len(study.runs),
-        "evaluate": len(study.runs) * len(bundles),
+        "evaluate": len(evaluated),
+        "fewshot": len(results) - len(evaluated),
+        "overhead": 1,
         "table": len(study.tables),
+        "appendix": len(study.appendix),
+        "figure": len(study.figures),
+        "claims": 1,
         "all": 1,
     }
     expected["total"] = sum(expected.values())

@@ -109,6 +109,22 @@ def from_folder(path: Path, out: Path) -> None:
     _describe(out, f"folder:{path.name}", None)
 
 
+def reset(folder: Path, seed: int) -> None:
+    """Draw all weights of an LLM anew, as before its training; architecture and tokenizer stay.
+
+    Args:
+        folder: the LLM, as one of the functions above wrote it.
+        seed: of the weights.
+    """
+    described = json.loads((folder / "flame.json").read_text())
+    config = AutoConfig.from_pretrained(folder)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.manual_seed(seed)
+    AutoModel.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    _describe(folder, f"{described['origin']}, weights reset with seed {seed}", None)
+
+
 def random(
     architecture: str,
     out: Path,
@@ -149,6 +165,8 @@ def random(
         "initializer_range": 0.2,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": None,
+        # A base model is saved without a head: so it has one all the same.
+        "tie_word_embeddings": True,
         "pad_token_id": None,
     }
     if architecture != "llama":

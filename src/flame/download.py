@@ -5,16 +5,16 @@ import logging
 from pathlib import Path
 
 from flame import command, progress
-from flame.config import (
-    VERSION,
+from flame.datasets import module
+from flame.partial import partial, write_atomic
+from flame.sections import (
     Checkpoint,
     FolderCheckpoint,
     HubCheckpoint,
     PackageCheckpoint,
     RandomCheckpoint,
 )
-from flame.datasets import module
-from flame.partial import partial, write_atomic
+from flame.settings import VERSION
 from flame.shards import ImageError, ShardWriter
 
 log = logging.getLogger(__name__)
@@ -67,16 +67,19 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
 
 
-def llm(checkpoint: Checkpoint, out: Path) -> None:
+def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
     """Bring an LLM into a folder that `transformers` loads.
 
     Args:
         checkpoint: where it comes from.
         out: folder to write.
+        reset: seed with which the weights are drawn anew, or nothing.
     """
     from flame import checkpoints  # imports torch, which data sets do without
 
     origin = checkpoint.model_dump(mode="json") | {"version": VERSION["download"]}
+    if reset is not None:
+        origin["reset"] = reset
     with partial(out, origin) as folder:
         match checkpoint:
             case PackageCheckpoint(packages=packages, file=file, sha256=sha256, licence=licence):
@@ -87,6 +90,8 @@ def llm(checkpoint: Checkpoint, out: Path) -> None:
                 checkpoints.from_folder(Path(path), folder)
             case RandomCheckpoint(architecture=architecture, layers=layers, width=width, seed=seed):
                 checkpoints.random(architecture, folder, layers=layers, width=width, seed=seed)
+        if reset is not None:
+            checkpoints.reset(folder, reset)
 
 
 if __name__ == "__main__":

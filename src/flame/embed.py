@@ -8,9 +8,10 @@ import polars as pl
 import torch
 
 from flame import command, progress, store
-from flame.config import EmbedSettings, known
 from flame.llm import TOKEN_BUDGET, FrozenLLM
 from flame.partial import partial, sha256
+from flame.sections import known
+from flame.settings import EmbedSettings
 
 log = logging.getLogger(__name__)
 

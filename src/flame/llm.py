@@ -273,7 +273,7 @@ class FrozenLLM:
         self.device = torch.device(
             device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         )
-        self.dtype = getattr(torch, dtype) if dtype != "auto" else _fast_dtype(self.device)
+        self.dtype = getattr(torch, dtype) if dtype != "auto" else fast_dtype(self.device)
         self.positions = positions
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModel.from_pretrained(
@@ -323,8 +323,8 @@ class FrozenLLM:
         Returns:
             (N, K, D) float32 on the CPU, in the order of `captions`.
         """
-        prefixes = self._prefixes(captions, prefix)
-        endings = self._endings(prefix[1], suffixes)
+        prefixes = self.prefixes(captions, prefix)
+        endings = self.endings(prefix[1], suffixes)
         tail = torch.tensor([*chain(*endings)])
         out = torch.empty(len(prefixes), len(endings), self.dim)
         for rows in plan([len(ids) for ids in prefixes], len(tail), token_budget):
@@ -361,7 +361,7 @@ class FrozenLLM:
             list(texts), add_special_tokens=False, split_special_tokens=True, **kwargs
         )
 
-    def _prefixes(self, captions: Sequence[str], prefix: tuple[str, str]) -> list[list[int]]:
+    def prefixes(self, captions: Sequence[str], prefix: tuple[str, str]) -> list[list[int]]:
         """Tokens of every caption's prefix, after the BOS token if this tokenizer wants one."""
         if not captions:
             return []
@@ -377,7 +377,7 @@ class FrozenLLM:
             )
         return prefixes
 
-    def _endings(self, after: str, suffixes: Sequence[str]) -> list[list[int]]:
+    def endings(self, after: str, suffixes: Sequence[str]) -> list[list[int]]:
         """Tokens of every suffix as they come out when it follows the prefix.
 
         Tokenising a suffix alone would differ in SentencePiece tokenizers, which put a space before
@@ -412,7 +412,7 @@ def plan(prefix_lens: Sequence[int], suffix_len: int, token_budget: int) -> list
     return batches
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype:
+def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware computes in it, else float32."""
     cpu = torch.cpu.get_capabilities()
     native = cpu.get("avx512_bf16") or cpu.get("amx_bf16")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flame.config import Recipe
+from flame.sections import Recipe
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:

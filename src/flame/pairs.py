@@ -1,16 +1,17 @@
-"""Images and caption embeddings, joined by key into training batches.
+"""Images and what a store holds of their captions, joined by key into training batches.
 
 A batch is a pure function of (seed, step): order, choice among an image's captions and choice
 of facets all come from generators that are seeded with what they are for. So a resumed run needs
 no saved random state, and workers need none either.
 
-Shapes: B images of this process, S pixels, K facets of a step, D width of the embeddings.
+Shapes: B images of this process, S pixels, K facets of a step, D width of the embeddings, or
+number of tokens where a method reads captions itself.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flame.images import ImageReader
-from flame.store import Embeddings
 
 # Images decoded at a time when all are kept in memory.
 _DECODE = 512
@@ -31,16 +31,26 @@ def generator(*purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+class Texts(Protocol):
+    """Captions of one kind, a row each, as `flame.store.Embeddings` and `flame.clip.Tokens`."""
+
+    keys: list[str]
+
+    def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
+        """Rows (n, K, D) by number, of the facets named."""
+        ...
+
+
 class Batch(NamedTuple):
     """What one process is given for one step."""
 
     images: Tensor  # (B, 3, S, S) uint8
-    texts: Tensor  # (B, K, D) float16
+    texts: Tensor  # (B, K, D) float16, or int32 tokens
     columns: Tensor  # (K,) int64, which of all target facets the K are
 
 
 class Pairs:
-    """Images that have a caption embedding of every wanted kind.
+    """Images that have a caption of every wanted kind.
 
     Attributes:
         kinds: caption kinds that are matched.
@@ -53,7 +63,7 @@ class Pairs:
     def __init__(
         self,
         images: ImageReader,
-        stores: Mapping[str, Embeddings],
+        stores: Mapping[str, Texts],
         targets: Mapping[str, Sequence[str]],
         *,
         image_size: int,
@@ -64,7 +74,7 @@ class Pairs:
 
         Args:
             images: the images of the data set.
-            stores: caption kind -> its embeddings.
+            stores: caption kind -> its captions, as a method reads them.
             targets: caption kind -> facets to match.
             image_size: S.
             max_skipped: share of images, or of captions of a kind, that may stay without partner.
@@ -90,7 +100,7 @@ class Pairs:
         self._pixels = self._decode_all() if self.cached else None
 
     def read(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> Batch:
-        """Images and embeddings of one batch.
+        """Images and texts of one batch.
 
         Args:
             chosen: (B,) which pairs, in [0, used).

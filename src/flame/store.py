@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 import zarr
 
-from flame.config import known
 from flame.partial import write_atomic
+from flame.sections import known
 
 FORMAT = 1
 CHUNK_ROWS = 16

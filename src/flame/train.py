@@ -1,8 +1,8 @@
-"""Images and stored caption embeddings -> a visual tower aligned with the frozen LLM."""
+"""Images and their captions -> a tower: FLAME's on stored embeddings, a baseline's on words."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from flame import __version__, command, curve, model
-from flame.config import TrainSettings
 from flame.images import ImageReader
-from flame.model import FlameTower
-from flame.pairs import Batches, Pairs
+from flame.model import Tower
+from flame.pairs import Batch, Batches, Pairs, Texts
 from flame.partial import partial, sha256
+from flame.settings import ClipTraining, FlameTraining, LongClipTraining, Training
 from flame.store import Embeddings, by_kind
 from flame.trainer import Place, Trainer
 
@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 
 def train(
     images: Path,
-    stores: list[Path],
     out: Path,
-    settings: TrainSettings,
+    settings: Training,
+    stores: tuple[Path, ...] = (),
+    base: Path | None = None,
     threads: int = 1,
     workers: int = 0,
     cache_mb: int = 2048,
@@ -42,34 +43,28 @@ def train(
 
     Args:
         images: folder of the data set.
-        stores: embedding stores of its captions, every part of every kind.
         out: folder to write: model.safetensors, run.json, log.jsonl, loss.png.
         settings: the run.
+        stores: embedding stores of its captions, every part of every kind; for FLAME.
+        base: folder of the CLIP run that it starts from; for Long-CLIP.
         threads: CPU threads of each process.
         workers: processes that read ahead, where images are not kept in memory.
-        cache_mb: images, and embeddings of a kind, are kept in memory if they fit into this, MiB.
+        cache_mb: images, and texts of a kind, are kept in memory if they fit into this, MiB.
         device: where to compute; auto: on the GPU if there is one.
     """
     torch.set_num_threads(threads)
     recipe = settings.recipe
-    found = {path: zarr.open_group(path, mode="r").attrs.asdict() for path in stores}
-    opened = {
-        kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_mb << 20)
-        for kind, parts in by_kind(stores).items()
-    }
+    inputs = sources(settings, images, stores, base)
+    texts, targets = _texts(settings, images, stores, cache_mb << 20)
     pairs = Pairs(
         ImageReader(images),
-        opened,
-        settings.targets,
+        texts,
+        targets,
         image_size=settings.backbone.image_size,
         max_skipped=settings.max_skipped,
         cache_bytes=cache_mb << 20,
     )
-    fingerprint = {
-        "settings": settings.model_dump(mode="json"),
-        "stores": [found[path] for path in sorted(found)],
-        "images": sha256(images / "manifest.json"),
-    }
+    fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
     with _processes(device) as place, _output(out, fingerprint, place) as folder:
         batches = Batches(
             pairs,
@@ -81,29 +76,93 @@ def train(
             processes=place.processes,
         )
         torch.manual_seed(settings.seed)
-        tower = FlameTower(settings.backbone, recipe, next(iter(opened.values())).dim)
-        if recipe.standardize == "center":
-            tower.centers = {kind: _means(store) for kind, store in opened.items()}
+        tower = _tower(settings, texts, base)
         training = Trainer(tower, batches, settings, folder, place)
         log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
         if training.step:
             log.info("going on from step %d of %d", training.step, len(batches))
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(training.step, len(batches)),
-            num_workers=0 if pairs.cached else workers,
-            # Zarr runs a thread, and a child forked beside a thread may hang.
-            multiprocessing_context="spawn" if workers and not pairs.cached else None,
-            pin_memory=place.device.type == "cuda",
-        )
-        training.run(loader)
+        training.run(_loader(batches, training.step, workers, place))
         if place.rank == 0:
             _finish(training, pairs)
 
 
+def sources(
+    settings: Training, images: Path, stores: Sequence[Path], base: Path | None
+) -> dict[str, Any]:
+    """What decides the result besides the settings, for the fingerprint.
+
+    Raises:
+        ValueError: an input that the method needs and was not given, or the other way round.
+    """
+    wanted = {
+        "stores": isinstance(settings, FlameTraining),
+        "base": isinstance(settings, LongClipTraining),
+    }
+    for name, given in {"stores": bool(stores), "base": base is not None}.items():
+        if given != wanted[name]:
+            needs = "needs" if wanted[name] else "takes no"
+            raise ValueError(f"method {settings.method!r} {needs} --{name}")
+    found: dict[str, Any] = {"images": sha256(images / "manifest.json")}
+    if stores:
+        found["stores"] = [zarr.open_group(p, mode="r").attrs.asdict() for p in sorted(stores)]
+    else:
+        found["captions"] = sha256(images / "captions.parquet")
+    if base is not None:
+        found["base"] = sha256(base / "model.safetensors")
+    return found
+
+
+def _texts(
+    settings: Training, images: Path, stores: Sequence[Path], cache_bytes: int
+) -> tuple[Mapping[str, Texts], Mapping[str, Sequence[str]]]:
+    """Captions of each kind as the method reads them, and the facets of each that it matches."""
+    if isinstance(settings, FlameTraining):
+        opened = {
+            kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
+            for kind, parts in by_kind(stores).items()
+        }
+        return opened, settings.targets
+    from flame import clip  # here, because open_clip takes seconds to import
+
+    kinds: tuple[str, ...]
+    if isinstance(settings, ClipTraining):
+        kinds, length = (settings.captions,), settings.text_tower.context_length
+    else:
+        kinds, length = (settings.long, settings.short), settings.context_length
+    captions = images / "captions.parquet"
+    tokens = {kind: clip.Tokens(captions, kind, length, cache_bytes=cache_bytes) for kind in kinds}
+    return tokens, dict.fromkeys(kinds, (clip.FACET,))
+
+
+def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
+    """The tower as it is before the first step."""
+    if isinstance(settings, FlameTraining):
+        stores = {kind: store for kind, store in texts.items() if isinstance(store, Embeddings)}
+        tower = model.create(settings, next(iter(stores.values())).dim)
+        if settings.recipe.standardize == "center":
+            tower.centers = {kind: _means(store) for kind, store in stores.items()}
+        return tower
+    from flame import clip
+
+    return clip.create(settings, base)
+
+
 def _means(store: Embeddings) -> dict[str, torch.Tensor]:
     return dict(zip(store.facets, torch.from_numpy(store.mean()), strict=True))
+
+
+def _loader(batches: Batches, first: int, workers: int, place: Place) -> DataLoader[Batch]:
+    """The batches from a step on, read ahead where that is worth it."""
+    workers = 0 if batches.pairs.cached else workers
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, len(batches)),
+        num_workers=workers,
+        # Zarr runs a thread, and a child forked beside a thread may hang.
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=place.device.type == "cuda",
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flame import progress
-from flame.config import Recipe, TrainSettings
 from flame.images import augment
-from flame.loss import LOSSES
-from flame.model import FlameTower
+from flame.model import Tower
 from flame.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.pairs import Batch, Batches, generator
 from flame.partial import write_atomic
+from flame.sections import Recipe
+from flame.settings import Training
 
 LOG_LINES = 500  # of a whole run, about
 
@@ -44,9 +44,9 @@ class Trainer:
 
     def __init__(
         self,
-        tower: FlameTower,
+        tower: Tower,
         batches: Batches,
-        settings: TrainSettings,
+        settings: Training,
         folder: Path,
         place: Place,
     ) -> None:
@@ -55,10 +55,10 @@ class Trainer:
             raise ValueError(f"warmup_steps {recipe.warmup_steps} of only {len(batches)} steps")
         self.settings, self.batches = settings, batches
         self.folder, self.place = folder, place
+        tower.match(batches.pairs.facets)
         self.tower = tower.to(place.device).train()
         # What DistributedDataParallel adds happens inside its forward and backward.
         self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
-        self.centers = _center_matrix(tower, batches.pairs.facets).to(place.device)
         self.bfloat16 = _bfloat16(recipe, place.device)
         self.optimizer = adamw(tower, recipe)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
@@ -79,7 +79,7 @@ class Trainer:
             progress.bar(total, "images", title, done=done) as bar,
         ):
             for batch in clock.waiting(loader):
-                line = self._advance(batch)
+                line = self.advance(batch)
                 self.seconds = clock.seconds
                 bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
                 bar.update(recipe.batch_size)
@@ -90,7 +90,7 @@ class Trainer:
                 if stopping.is_set():
                     sys.exit(128 + signal.SIGTERM)
 
-    def _advance(self, batch: Batch) -> dict[str, float]:
+    def advance(self, batch: Batch) -> dict[str, float]:
         """One step, and its line for the log."""
         recipe, device = self.settings.recipe, self.place.device
         lr = learning_rate(self.step, len(self.batches), recipe)
@@ -105,13 +105,14 @@ class Trainer:
             scale=recipe.augment.scale,
             shift=recipe.augment.shift,
         )
-        texts = batch.texts.to(device, non_blocking=True).float() - self.centers[batch.columns]
+        texts = batch.texts.to(device, non_blocking=True)
+        columns = batch.columns.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            features, scale, bias = self.wrapped(pixels)
-        loss = LOSSES[recipe.loss](features.float(), texts, scale, bias)
+            outputs = self.wrapped(pixels, texts, columns)
+        loss = self.tower.loss(outputs, batch.columns)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
-        self.loss, grad_norm, inverse_tau = torch.stack([loss, norm, scale]).tolist()
+        self.loss, grad_norm, inverse_tau = torch.stack([loss, norm, outputs.scale]).tolist()
         line = {
             "step": self.step + 1,
             "epoch": self.step // self.batches.steps_per_epoch + 1,
@@ -201,12 +202,6 @@ class _Clock:
             return False
         self._saved = now
         return True
-
-
-def _center_matrix(tower: FlameTower, facets: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """(K, D) what is subtracted from the embeddings of each target facet; zeros if nothing is."""
-    nothing = torch.zeros(tower.dim)
-    return torch.stack([tower.centers.get(kind, {}).get(name, nothing) for kind, name in facets])
 
 
 def _bfloat16(recipe: Recipe, device: torch.device) -> bool:

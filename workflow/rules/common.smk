@@ -14,7 +14,8 @@ ROOT = Path(str(workflow.current_basedir)).parents[1]
 SRC = Path(os.path.relpath(ROOT / "src"))
 sys.path.insert(0, str(ROOT / "src"))
 
-from flame.config import StudyError, VERSION, load
+from flame.config import StudyError, load
+from flame.settings import VERSION
 
 
 def checked_study():
@@ -31,6 +32,11 @@ def checked_study():
 study = checked_study()
 
 
+def one_of(names):
+    """Regular expression of some names; of nothing if there are none."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
 wildcard_constraints:
     dataset=r"[^/]+",
     llm=r"[^/]+",
@@ -38,7 +44,10 @@ wildcard_constraints:
     kind=r"[^/]+",
     part=r"\d+",
     run=r"[^/]+",
-    table=r"[^/]+",
+    benchmark=r"[^/]+",
+    figure=r"[^/]+",
+    appendix=one_of(study.appendix),
+    table=rf"(?!(?:claims|{one_of(study.appendix)})\.)[^/]+",
 
 
 def program(wildcards, output):
@@ -70,6 +79,11 @@ def llm_checkpoint(wildcards):
     return known_name("llm", wildcards.llm, study.llms).checkpoint.model_dump_json()
 
 
+def llm_reset(wildcards):
+    seed = study.llms[wildcards.llm].reset
+    return "" if seed is None else f"--reset {seed}"
+
+
 def prompt_text(wildcards):
     prompt = known_name("prompt", wildcards.prompt, study.prompts)
     before, after = prompt.prefix
@@ -95,8 +109,7 @@ def store_files(llm, bundle, kind):
 
 def training_bundles():
     """Regular expression of the bundles that some run is trained on."""
-    bundles = {study.bundle(run.dataset) for run in study.runs.values()}
-    return "|".join(map(re.escape, sorted(bundles)))
+    return one_of({study.bundle(study.dataset_of(run)) for run in study.trainings})
 
 
 def embed_datasets(wildcards):
@@ -108,7 +121,8 @@ def embed_datasets(wildcards):
 
 
 def embed_prompts(wildcards):
-    return prompt_files(wildcards.kind, study.prompt_of(wildcards.kind).facets)
+    facets = study.embedded_facets(wildcards.llm, wildcards.bundle, wildcards.kind)
+    return prompt_files(wildcards.kind, facets)
 
 
 def embed_settings(wildcards):
@@ -118,8 +132,18 @@ def embed_settings(wildcards):
     ).model_dump_json()
 
 
+def training(wildcards):
+    return known_name("run", wildcards.run, study.trainings)[0]
+
+
+def llm_of(wildcards):
+    """LLM of a run; nothing where it trains a text tower of its own."""
+    return getattr(training(wildcards), "llm", None)
+
+
 def train_images(wildcards):
-    return f"resources/datasets/{known_name('run', wildcards.run, study.runs).dataset}"
+    training(wildcards)
+    return f"resources/datasets/{study.dataset_of(wildcards.run)}"
 
 
 def unless_written_anew(stores, output, *params):
@@ -136,24 +160,34 @@ def unless_written_anew(stores, output, *params):
 
 
 def train_stores(wildcards):
-    run = study.runs[wildcards.run]
-    bundle = study.bundle(run.dataset)
-    stores = [path for kind in run.targets for path in store_files(run.llm, bundle, kind)]
+    llm = llm_of(wildcards)
+    if llm is None:
+        return []
+    bundle = study.bundle(study.dataset_of(wildcards.run))
+    kinds = training(wildcards).targets
+    stores = [path for kind in kinds for path in store_files(llm, bundle, kind)]
     params = train_settings(wildcards), train_origin(wildcards)
     return unless_written_anew(stores, f"results/train/{wildcards.run}", *params)
 
 
-def train_llm(wildcards):
-    return f"resources/llms/{study.runs[wildcards.run].llm}"
+def train_base(wildcards):
+    base = study.base(wildcards.run)
+    return f"results/train/{base}" if base else []
+
+
+def llm_folder(wildcards):
+    llm = llm_of(wildcards)
+    return f"resources/llms/{llm}" if llm else []
+
+
+def sources(wildcards, input):
+    """Flags of what only some runs have: embeddings, or a run to start from."""
+    given = {name: input.get(name) for name in ("stores", "base")}
+    return " ".join(f"--{name} {paths}" for name, paths in given.items() if paths)
 
 
 def train_origin(wildcards):
-    """What is behind the files of a run, down to the words of its facets."""
-    run = study.runs[wildcards.run]
-    facets = [
-        (kind, name) for kind, names in study.targets(wildcards.run).items() for name in names
-    ]
-    return json.dumps(study.origin(run.llm, facets, [run.dataset]))
+    return json.dumps(study.train_origin(wildcards.run))
 
 
 def train_settings(wildcards):
@@ -161,7 +195,7 @@ def train_settings(wildcards):
 
 
 def questions(wildcards):
-    known_name("run", wildcards.run, study.runs)
+    training(wildcards)
     asked = study.questions(wildcards.run, wildcards.bundle)
     if not asked:
         raise WorkflowError(f"no benchmark of the study asks of bundle {wildcards.bundle!r}")
@@ -169,13 +203,16 @@ def questions(wildcards):
 
 
 def evaluate_datasets(wildcards):
-    datasets = {q.dataset: None for q in questions(wildcards)}
+    datasets = {name: None for q in questions(wildcards) for name in (q.dataset, q.train) if name}
     return expand("resources/datasets/{dataset}", dataset=datasets)
 
 
 def evaluate_stores(wildcards):
-    llm = study.runs[wildcards.run].llm
-    kinds = {q.captions: None for q in questions(wildcards)}
+    llm = llm_of(wildcards)
+    if llm is None:
+        return []
+    asked = questions(wildcards)
+    kinds = {kind: None for q in asked for kind in (q.captions, q.negatives) if kind}
     stores = [path for kind in kinds for path in store_files(llm, wildcards.bundle, kind)]
     output = f"results/evaluate/{wildcards.run}/{wildcards.bundle}.json"
     params = evaluate_settings(wildcards), evaluate_origin(wildcards)
@@ -183,26 +220,109 @@ def evaluate_stores(wildcards):
 
 
 def evaluate_origin(wildcards):
-    """What is behind the files of an evaluation: the tower's settings and origin, and its own."""
-    asked = questions(wildcards)
-    facets = [(q.captions, facet) for q in asked for facet in q.facets]
-    datasets = dict.fromkeys(q.dataset for q in asked)
-    own = study.origin(study.runs[wildcards.run].llm, facets, datasets)
-    return json.dumps([train_settings(wildcards), train_origin(wildcards), own])
+    return json.dumps(study.evaluate_origin(wildcards.run, wildcards.bundle))
 
 
 def evaluate_settings(wildcards):
     return study.evaluate_settings(wildcards.run, wildcards.bundle).model_dump_json()
 
 
+def fewshot_settings(wildcards):
+    training(wildcards)
+    known_name("benchmark", wildcards.benchmark, study.benchmarks)
+    return study.fewshot_settings(wildcards.run, wildcards.benchmark).model_dump_json()
+
+
+def fewshot_dataset(wildcards):
+    benchmark = known_name("benchmark", wildcards.benchmark, study.benchmarks)
+    return f"resources/datasets/{benchmark.dataset}"
+
+
+def fewshot_stores(wildcards):
+    """Training embeddings, which say how long the vectors are that the LLM knows."""
+    benchmark = known_name("benchmark", wildcards.benchmark, study.benchmarks)
+    bundle = study.bundle(study.dataset_of(wildcards.run))
+    return store_files(llm_of(wildcards), bundle, benchmark.captions)
+
+
+def overhead_inputs():
+    """Inputs of the job that takes times; none in a study without it."""
+    if study.overhead is None:
+        return {}
+    run = study.flame_run(study.overhead.run)
+    bundle = study.bundle(run.dataset)
+    return {
+        "images": f"resources/datasets/{run.dataset}",
+        "llm": f"resources/llms/{run.llm}",
+        "stores": [path for kind in run.targets for path in store_files(run.llm, bundle, kind)],
+    }
+
+
+def overhead_settings(wildcards):
+    return study.overhead_settings().model_dump_json()
+
+
+def result_files(results, extension):
+    return [f"results/{result}.{extension}" for result in results]
+
+
 def table_metrics(wildcards):
-    table = known_name("table", wildcards.table, study.tables)
-    bundles = {study.bundle(study.benchmarks[b].dataset): None for b in table.benchmarks}
-    return expand(
-        "results/evaluate/{run}/{bundle}.json",
-        run={row.run: None for row in table.rows},
-        bundle=bundles,
-    )
+    known_name("table", wildcards.table, study.tables)
+    return result_files(study.table_results(wildcards.table), "json")
+
+
+def table_hits(wildcards):
+    return result_files(study.table_results(wildcards.table), "parquet")
+
+
+def claim_results():
+    return study.claim_results(study.claims)
+
+
+def claims_overhead(wildcards):
+    return ["results/overhead.json"] if any(claim.ratio for claim in study.claims) else []
+
+
+def claims_overhead_flag(wildcards, input):
+    return f"--overhead {input.overhead}" if input.overhead else ""
+
+
+def claims_settings(wildcards):
+    return study.claims_settings().model_dump_json()
+
+
+def appendix_reported(wildcards, output):
+    return os.path.relpath(ROOT / study.appendix[wildcards.appendix].reported.file)
+
+
+def appendix_numbers(wildcards):
+    return (ROOT / study.appendix[wildcards.appendix].reported.file).read_text()
+
+
+def appendix_settings(wildcards):
+    return study.appendix_settings(wildcards.appendix).model_dump_json()
+
+
+def figure_inputs(wildcards):
+    """What a figure is drawn from: results of runs, and what else its kind needs."""
+    figure = known_name("figure", wildcards.figure, study.figures)
+    results = study.figure_results(wildcards.figure)
+    match figure.kind:
+        case "mask":
+            return [f"resources/llms/{figure.llm}"]
+        case "overhead":
+            return ["results/overhead.json"]
+        case "words":
+            dataset = study.benchmarks[figure.benchmark].dataset
+            return [*result_files(results, "words.json"), f"resources/datasets/{dataset}"]
+        case "examples":
+            dataset = study.benchmarks[figure.benchmark].dataset
+            return [*result_files(results, "parquet"), f"resources/datasets/{dataset}"]
+    return result_files(results, "json") + result_files(results, "parquet")
+
+
+def figure_settings(wildcards):
+    return study.figure_settings(wildcards.figure).model_dump_json()
 
 
 def table_reported(wildcards, output):
@@ -219,5 +339,8 @@ def table_settings(wildcards):
     return study.table_settings(wildcards.table).model_dump_json()
 
 
-def all_tables():
-    return expand("results/{table}.csv", table=study.tables)
+def everything():
+    """Every table, figure and list of the study."""
+    tables = expand("results/{table}.csv", table=[*study.tables, *study.appendix])
+    figures = expand("results/{figure}.png", figure=study.figures)
+    return tables + figures + (["results/claims.csv"] if study.claims else [])

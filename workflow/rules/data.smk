@@ -40,7 +40,8 @@ rule download_llm:
     params:
         program=program,
         checkpoint=llm_checkpoint,
+        reset=llm_reset,
         version=VERSION["download"],
     shell:
         "{params.program} flame.download llm --checkpoint {params.checkpoint:q}"
-        " --out {output} 2>&1 | tee {log}"
+        " {params.reset} --out {output} 2>&1 | tee {log}"

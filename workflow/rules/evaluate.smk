@@ -21,10 +21,71 @@ rule evaluate:
         batch_size=256,
     params:
         program=program,
+        sources=sources,
         settings=evaluate_settings,
         origin=evaluate_origin,
     shell:
         "{params.program} flame.evaluate --model {input.model} --datasets {input.datasets}"
-        " --stores {input.stores} --out {output.metrics} --hits {output.hits}"
+        " {params.sources} --out {output.metrics} --hits {output.hits}"
         " --settings {params.settings:q} --threads {threads}"
         " --batch-size {resources.batch_size} 2>&1 | tee {log}"
+
+
+rule fewshot:
+    """A trained tower and its LLM -> words of images, and classification from them (Table C5)."""
+    input:
+        model="results/train/{run}",
+        llm=llm_folder,
+        dataset=fewshot_dataset,
+        stores=fewshot_stores,
+    output:
+        metrics="results/fewshot/{run}/{benchmark}.json",
+        hits="results/fewshot/{run}/{benchmark}.parquet",
+        words="results/fewshot/{run}/{benchmark}.words.json",
+    log:
+        "logs/fewshot/{run}/{benchmark}.log",
+    benchmark:
+        "logs/fewshot/{run}/{benchmark}.tsv"
+    priority: 2
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2500,
+        runtime="4h",
+        batch_size=64,
+    params:
+        program=program,
+        settings=fewshot_settings,
+        origin=train_origin,
+    shell:
+        "{params.program} flame.fewshot --model {input.model} --llm {input.llm}"
+        " --dataset {input.dataset} --stores {input.stores} --out {output.metrics}"
+        " --hits {output.hits} --words {output.words} --settings {params.settings:q}"
+        " --threads {threads} --batch-size {resources.batch_size} 2>&1 | tee {log}"
+
+
+rule overhead:
+    """Embedding and training against the alternatives, timed in turn (Figure 5)."""
+    input:
+        **overhead_inputs(),
+    output:
+        "results/overhead.json",
+    log:
+        "logs/overhead/overhead.log",
+    benchmark:
+        "logs/overhead/overhead.tsv"
+    conda:
+        "../../environment.yml"
+    # All cores, so that nothing else runs beside it on this machine.
+    threads: workflow.cores
+    resources:
+        mem_mb=5000,
+        runtime="1h",
+    params:
+        program=program,
+        settings=overhead_settings,
+    shell:
+        "{params.program} flame.overhead --images {input.images} --llm {input.llm}"
+        " --stores {input.stores} --out {output} --settings {params.settings:q}"
+        " --threads {threads} 2>&1 | tee {log}"

@@ -1,9 +1,15 @@
 rule table:
     """Metrics of every run and benchmark -> one table of the paper, as CSV and as Markdown."""
     input:
-        table_metrics,
+        metrics=table_metrics,
+        hits=table_hits,
     output:
-        csv="results/{table}.csv",
+        csv=report(
+            "results/{table}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
         markdown="results/{table}.md",
     log:
         "logs/table/{table}.log",
@@ -18,6 +24,86 @@ rule table:
         numbers=table_numbers,
         settings=table_settings,
     shell:
-        "{params.program} flame.table --metrics {input} --reported {params.reported}"
-        " --csv {output.csv} --markdown {output.markdown} --settings {params.settings:q}"
-        " 2>&1 | tee {log}"
+        "{params.program} flame.table --metrics {input.metrics} --hits {input.hits}"
+        " --reported {params.reported} --csv {output.csv} --markdown {output.markdown}"
+        " --settings {params.settings:q} 2>&1 | tee {log}"
+
+
+rule claims:
+    """Each claim of the paper -> whether it holds on this study, and the figure."""
+    input:
+        metrics=result_files(claim_results(), "json"),
+        hits=result_files(claim_results(), "parquet"),
+        overhead=claims_overhead,
+    output:
+        csv=report("results/claims.csv", caption="../report/claims.rst", category="Claims"),
+        markdown="results/claims.md",
+    log:
+        "logs/claims/claims.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        program=program,
+        overhead=claims_overhead_flag,
+        settings=claims_settings,
+    shell:
+        "{params.program} flame.claims --metrics {input.metrics} --hits {input.hits}"
+        " {params.overhead} --csv {output.csv} --markdown {output.markdown}"
+        " --settings {params.settings:q} 2>&1 | tee {log}"
+
+
+rule appendix:
+    """The study itself -> Tables A1 and A2, Appendix B."""
+    output:
+        csv=report(
+            "results/{appendix}.csv",
+            caption="../report/appendix.rst",
+            category="Tables",
+            labels={"table": "{appendix}"},
+        ),
+        markdown="results/{appendix}.md",
+    log:
+        "logs/appendix/{appendix}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        program=program,
+        reported=appendix_reported,
+        numbers=appendix_numbers,
+        settings=appendix_settings,
+    shell:
+        "{params.program} flame.appendix --reported {params.reported} --csv {output.csv}"
+        " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
+
+
+rule figure:
+    """Results -> one figure of the paper, as PNG and as PDF."""
+    input:
+        figure_inputs,
+    output:
+        png=report(
+            "results/{figure}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        pdf="results/{figure}.pdf",
+    log:
+        "logs/figure/{figure}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        program=program,
+        settings=figure_settings,
+    shell:
+        "{params.program} flame.figure --inputs {input} --png {output.png} --pdf {output.pdf}"
+        " --settings {params.settings:q} 2>&1 | tee {log}"

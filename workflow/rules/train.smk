@@ -1,9 +1,10 @@
 rule train:
-    """Images and stored embeddings -> a visual tower (Eq. 1)."""
+    """Images and stored embeddings -> a visual tower (Eq. 1); or captions, for a baseline."""
     input:
         images=train_images,
         stores=train_stores,
-        llm=train_llm,
+        llm=llm_folder,
+        base=train_base,
     output:
         directory("results/train/{run}"),
     log:
@@ -21,9 +22,10 @@ rule train:
         cache_mb=1000,
     params:
         program=program,
+        sources=sources,
         settings=train_settings,
         origin=train_origin,
     shell:
-        "{params.program} flame.train --images {input.images} --stores {input.stores}"
+        "{params.program} flame.train --images {input.images} {params.sources}"
         " --out {output} --settings {params.settings:q} --threads {threads}"
         " --workers {resources.workers} --cache-mb {resources.cache_mb} 2>&1 | tee {log}"

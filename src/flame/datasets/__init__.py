@@ -20,7 +20,7 @@ class Sample:
     Args:
         key: unique in its data set, without "." and "/" (WebDataset cuts member names there).
         image: encoded PNG or JPEG.
-        captions: kind (raw, short, long) -> texts.
+        captions: kind (raw, short, long, positive, negative) -> texts.
         label: class of the image, where the set is one for classification.
     """
 

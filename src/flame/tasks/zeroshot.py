@@ -4,40 +4,33 @@ The protocol, down to the order of equal scores, is that of
 `clip_benchmark.metrics.zeroshot_classification`.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from flame.config import known
-from flame.tasks import Answer, Hits
+from flame.sections import known
+from flame.tasks import Answer, Asked, Hits
 
 
-def evaluate(
-    images: Tensor,
-    image_keys: Sequence[str],
-    image_labels: Sequence[str | None],
-    texts: Tensor,
-    text_keys: Sequence[str],
-) -> Answer:
+def evaluate(asked: Asked) -> Answer:
     """Top-1 accuracy as `top1`, from five classes on also `top5` (Tables 3, 4 and 6).
 
     Raises:
         ValueError: an image has no label, or one that no text stands for.
     """
-    classes = {label: c for c, label in enumerate(dict.fromkeys(text_keys))}
-    for key, label in zip(image_keys, image_labels, strict=True):
+    images, texts = asked.images(), asked.texts(asked.question.captions)
+    classes = {label: c for c, label in enumerate(dict.fromkeys(texts.keys))}
+    for key, label in zip(images.keys, images.labels, strict=True):
         if label not in classes:
             raise ValueError(f"label of image {key!r} has no class text: {known(label, classes)}")
-    target = torch.tensor([classes[str(label)] for label in image_labels])
-    text_class = torch.tensor([classes[key] for key in text_keys])
-    best = top_classes(images, class_vectors(texts, text_class))
+    target = torch.tensor([classes[str(label)] for label in images.labels])
+    text_class = torch.tensor([classes[key] for key in texts.keys])
+    best = top_classes(images.features, class_vectors(texts.features, text_class))
     hits = best == target[:, None]
     metrics = {
-        f"top{k}": Hits(image_keys, hits[:, :k].any(dim=1)) for k in sorted({1, hits.shape[1]})
+        f"top{k}": Hits(images.keys, hits[:, :k].any(dim=1)) for k in sorted({1, hits.shape[1]})
     }
-    return Answer(metrics, images=len(images), texts=len(texts), unjoined=0)
+    return Answer(metrics, images=len(images.keys), texts=len(texts.keys), unjoined=0)
 
 
 def class_vectors(texts: Tensor, text_class: Tensor) -> Tensor:

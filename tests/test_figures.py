@@ -1,0 +1,339 @@
+"""What the figures show is what was measured, and the same inputs give the same bytes."""
+
+import io
+import json
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from answers import counted, write
+from flame import checkpoints, figures
+from flame.datasets import Sample
+from flame.figure import figure
+from flame.figures import examples, mask, overhead
+from flame.llm import FrozenLLM, facet_mask
+from flame.settings import FigureSettings
+from flame.shards import ShardWriter
+
+# run -> benchmark -> metric -> hits of so many queries
+MEASURED = {
+    "one-a": {"COCO": {"i2t_r@1": (10, 40), "t2i_r@1": (20, 40)}, "food": {"i2t_r@1": (45, 60)}},
+    "one-b": {"COCO": {"i2t_r@1": (20, 40), "t2i_r@1": (10, 40)}, "food": {"i2t_r@1": (30, 60)}},
+    "seven": {"COCO": {"i2t_r@1": (30, 40), "t2i_r@1": (36, 40)}, "food": {"i2t_r@1": (15, 60)}},
+}
+PREFIX = ('Description: "', '". In a word,')
+SUFFIXES = {"category": " the category:", "mood": " the mood, or atmosphere:"}
+ROUNDS = {
+    "separate": [4.0, 8.0, 6.0],
+    "one_pass": [2.0, 2.0, 2.0],
+    "everything": [1.0, 2.0, 2.0],
+    "online": [50.0, 60.0, 70.0],
+    "clip": [2.0, 3.0, 4.0],
+    "flame": [1.0, 1.0, 1.0],
+}
+
+
+def settings(values, **changes):
+    plain = {
+        "study": "tiny",
+        "name": "figure",
+        "figure": {"title": "Figure 4. Languages"} | values,
+        "datasets": {"COCO": "scenes-short", "food": "scenes-food"},
+        "runs": {run: (run,) for run in MEASURED},
+        "prefix": None,
+        "facets": {},
+        "bootstrap": {"resamples": 100},
+        "version": 1,
+    }
+    return FigureSettings.model_validate(plain | changes)
+
+
+def prompts():
+    return settings(
+        {
+            "kind": "prompts",
+            "runs": {7: ("seven",), 1: ("one-a", "one-b")},
+            "columns": [
+                {"benchmark": "COCO", "metric": "i2t_r@1"},
+                {"benchmark": "both", "metric": "i2t_r@1", "mean_of": ["COCO", "food"]},
+            ],
+        }
+    )
+
+
+def radar(**changes):
+    return settings(
+        {
+            "kind": "radar",
+            "runs": {"FLAME": "seven", "CLIP": "one-a"},
+            "languages": {"en": "COCO", "de": "food", "fr": "COCO"},
+            "metrics": ["i2t_r@1"],
+        }
+        | changes
+    )
+
+
+def drawn(inputs, chosen):
+    with figures.style():
+        return figures.module(chosen.figure.kind).draw(inputs, chosen)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """JSON and Parquet files of `MEASURED`."""
+    files = []
+    for run, benchmarks in MEASURED.items():
+        hits = {
+            b: {m: counted(*n) for m, n in metrics.items()} for b, metrics in benchmarks.items()
+        }
+        files += write(tmp_path, run, hits)
+    return files
+
+
+@pytest.fixture(scope="module")
+def dots(tmp_path_factory):
+    """Six images, each of one grey, with two captions of one kind and one of another."""
+    root = tmp_path_factory.mktemp("figures") / "dots"
+    writer = ShardWriter(root, samples_per_shard=10)
+    for i in range(6):
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8), (40 * i, 40 * i, 40 * i)).save(data, "PNG")
+        captions = {"raw": [f"raw {i}"], "short": [f"text {i}", f"another {i}"]}
+        writer.add(Sample(key=f"dot-{i}", image=data.getvalue(), captions=captions))
+    writer.close()
+    return root
+
+
+def returned(folder: Path, best: list[int]) -> Path:
+    """Answers of a training: number of the image that it returns for every text of `dots`."""
+    folder.mkdir()
+    rows = pl.DataFrame(
+        {
+            "benchmark": "COCO",
+            "metric": "t2i_r@1",
+            "query": range(12),
+            "key": [f"dot-{i // 2}" for i in range(12)],
+            "hit": [b == i // 2 for i, b in enumerate(best)],
+            "best": [f"dot-{b}" for b in best],
+        }
+    )
+    rows.write_parquet(folder / "benchmarks.parquet")
+    return folder / "benchmarks.parquet"
+
+
+def test_every_kind_of_figure_has_a_module_that_draws():
+    for kind in ("prompts", "radar", "mask", "overhead", "examples", "words"):
+        assert callable(figures.module(kind).draw)
+    with pytest.raises(ValueError, match=r"'radr' \(did you mean 'radar'\?\)"):
+        figures.module("radr")
+
+
+@pytest.mark.parametrize("make", [prompts, radar])
+def test_same_inputs_give_the_same_bytes(results, tmp_path, make):
+    contents = []
+    for name in ("a", "b"):
+        paths = tmp_path / f"{name}.png", tmp_path / f"{name}.pdf"
+        figure(results, *paths, make())
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+    assert contents[0][0].startswith(b"\x89PNG")
+    assert contents[0][1].startswith(b"%PDF")
+    assert b"CreationDate" not in contents[0][1]
+
+
+def test_title_names_the_study(results):
+    assert drawn(results, radar()).get_suptitle() == "Figure 4. Languages (tiny study)"
+
+
+def test_prompts_shows_every_draw_and_the_line_through_their_means(results):
+    first, second = drawn(results, prompts()).axes
+    line, *draws = first.lines
+    assert list(line.get_xdata()) == [1, 7]
+    assert list(line.get_ydata()) == [(25 + 50) / 2, 75]
+    assert [float(mark.get_ydata()[0]) for mark in draws] == [25, 50, 75]
+    assert [round(float(mark.get_xdata()[0])) for mark in draws] == [1, 1, 7]
+    assert "[scenes-short]" in first.get_title()
+    assert list(second.lines[0].get_ydata()) == [((25 + 75) / 2 + 50) / 2, (75 + 25) / 2]
+    for axes in (first, second):
+        for mark, bars in zip(axes.lines[1:], axes.containers, strict=True):
+            (low, high) = bars.lines[2][0].get_segments()[0][:, 1]
+            assert low < mark.get_ydata()[0] < high
+
+
+def test_radar_has_a_value_a_language_the_best_on_each_spoke_and_averages(results):
+    (axes,) = drawn(results, radar()).axes
+    values = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert values == {"FLAME (58.3)": [75, 25, 75, 75], "CLIP (41.7)": [25, 75, 25, 25]}
+    spokes = [label.get_text() for label in axes.get_xticklabels()]
+    assert spokes == ["en\n75.0", "de\n75.0", "fr\n75.0"]
+    styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(styles) == 2
+
+
+def test_radar_has_a_plot_a_metric(results):
+    chosen = radar(
+        languages=dict.fromkeys(("en", "de", "fr"), "COCO"), metrics=["i2t_r@1", "t2i_r@1"]
+    )
+    titles = [axes.get_title() for axes in drawn(results, chosen).axes]
+    assert titles == ["image to text R@1, %", "text to image R@1, %"]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mask") / "llama"
+    checkpoints.random("llama", out, layers=1)
+    return out
+
+
+def test_mask_is_that_of_the_llm_over_its_real_tokens(llm):
+    chosen = settings(
+        {
+            "kind": "mask",
+            "llm": "llama",
+            "prompt": "long",
+            "facets": list(SUFFIXES),
+            "caption": "A $x$ cat.",
+        },
+        prefix=PREFIX,
+        facets=SUFFIXES,
+    )
+    encoder = FrozenLLM(llm, device="cpu")
+    (prefix,) = encoder.prefixes(["A $x$ cat."], PREFIX)
+    endings = encoder.endings(PREFIX[1], [*SUFFIXES.values()])
+    picture = drawn([llm], chosen)
+    axes = picture.axes[0]
+    shown = np.asarray(axes.images[0].get_array())
+    expected = facet_mask(len(prefix), [len(ids) for ids in endings]).numpy()
+    np.testing.assert_array_equal(shown >= 0, expected)
+    # The first facet is masked in the second's rows, and every facet has a colour of its own.
+    start, stop = len(prefix), len(prefix) + len(endings[0])
+    assert (shown[stop:, start:stop] == -1).all()
+    assert set(np.unique(shown)) == {-1, 0, 1, 2}
+    tokens = [encoder.tokenizer.decode([i]).strip() for i in chain(prefix, *endings)]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [t or "\u2423" for t in tokens]
+    bold = [i for i, t in enumerate(axes.get_yticklabels()) if t.get_fontweight() == "bold"]
+    assert bold == [stop - 1, len(tokens) - 1]
+
+
+def test_position_ids_restart_after_the_prefix():
+    tokens = mask.Tokens(prefix=[5, 6, 7], facets=[[1, 2], [3]])
+    assert mask.positions(tokens) == [0, 1, 2, 3, 4, 3]
+    assert mask.blocks(tokens).tolist() == [
+        [0, -1, -1, -1, -1, -1],
+        [0, 0, -1, -1, -1, -1],
+        [0, 0, 0, -1, -1, -1],
+        [0, 0, 0, 1, -1, -1],
+        [0, 0, 0, 1, 1, -1],
+        [0, 0, 0, -1, -1, 2],
+    ]
+
+
+def test_mask_tokens_are_those_of_the_encoder(llm):
+    encoder = FrozenLLM(llm, device="cpu")
+    before, after = PREFIX
+    tokens = mask.tokenize(
+        AutoTokenizer.from_pretrained(llm), f"{before}a dog{after}", after, [*SUFFIXES.values()]
+    )
+    assert [tokens.prefix] == encoder.prefixes(["a dog"], PREFIX)
+    assert tokens.facets == encoder.endings(after, [*SUFFIXES.values()])
+
+
+def test_overhead_shows_the_rounds_ratios(tmp_path):
+    path = tmp_path / "overhead.json"
+    measured = {"seconds": ROUNDS, "captions": 8, "steps": {"flame": 5}, "device": "CPU, 1 thread"}
+    path.write_text(json.dumps(measured))
+    left, right = drawn([path], settings({"kind": "overhead"})).axes
+    assert overhead.relative(ROUNDS, overhead.EMBEDDING) == {
+        "separate": (4.0, 3.0, 4.0),
+        "one_pass": (1.0, 1.0, 2.0),
+        "everything": (1.0, 1.0, 1.0),
+    }
+    assert [bar.get_width() for bar in left.patches] == [4.0, 1.0, 1.0]
+    texts = [text.get_text() for text in right.texts]
+    assert texts == ["60x (50-70)", "3x (2-4)", "1 = 1 s"]
+    assert right.get_xscale() == "log"
+
+
+def test_evenly_takes_the_middles_of_equal_parts():
+    assert examples.evenly(10, 5) == [1, 3, 5, 7, 9]
+    assert examples.evenly(12, 2) == [3, 9]
+    assert examples.evenly(3, 8) == [0, 1, 2]
+
+
+def frame(axes):
+    return axes.spines["top"].get_edgecolor()[:3]
+
+
+def test_examples_show_what_each_run_returns_and_whether_it_is_right(tmp_path, dots):
+    # Of twelve texts the shown ones are 3 and 9, of the images 1 and 4.
+    right = [i // 2 for i in range(12)]
+    wrong = [*right[:9], 2, *right[10:]]
+    inputs = [returned(tmp_path / "one-a", right), returned(tmp_path / "seven", wrong), dots]
+    chosen = settings(
+        {
+            "kind": "examples",
+            "runs": {"FLAME": "seven", "CLIP": "one-a"},
+            "benchmark": "COCO",
+            "queries": 2,
+        },
+        datasets={"COCO": "dots"},
+    )
+    axes = drawn(inputs, chosen).axes
+    (text, flame, clip, own), (other, other_flame, *_, other_own) = axes[:4], axes[4:]
+    assert text.texts[0].get_text() == "another 1"
+    assert other.texts[0].get_text() == "another 4"
+    greys = [int(np.asarray(a.images[0].get_array())[0, 0, 0]) for a in (flame, clip, own)]
+    assert greys == [40, 40, 40]
+    assert int(np.asarray(other_flame.images[0].get_array())[0, 0, 0]) == 80
+    assert int(np.asarray(other_own.images[0].get_array())[0, 0, 0]) == 160
+    assert frame(flame) == frame(clip) == examples.RIGHT
+    assert frame(other_flame) == examples.WRONG
+    assert [a.texts[0].get_text() for a in (flame, other_flame)] == ["\u2713", "\u2717"]
+    assert flame.get_title() == "FLAME\nR@1 91.7 %"
+
+
+def test_examples_refuse_queries_that_fit_no_captions(tmp_path, dots):
+    answers = pl.DataFrame({"key": ["dot-0", "dot-1"]})
+    with pytest.raises(ValueError, match=r"fit the captions of 0 kinds, not of one \(raw, short\)"):
+        examples.query_texts(dots / "captions.parquet", answers)
+
+
+def test_words_stand_on_their_patches(tmp_path, dots):
+    words = tmp_path / "seven" / "COCO.words.json"
+    words.parent.mkdir()
+    picture = {
+        "key": "dot-3",
+        "label": "dot",
+        "words": [["left", "right"], ["lower", "a$very$long$token"]],
+        "probabilities": [[0.5, 0.25], [0.125, 0.0]],
+    }
+    words.write_text(json.dumps([picture]))
+    chosen = settings(
+        {"kind": "words", "run": "seven", "benchmark": "COCO"}, datasets={"COCO": "dots"}
+    )
+    (axes,) = drawn([words, dots], chosen).axes
+    assert int(np.asarray(axes.images[0].get_array())[0, 0, 0]) == 120
+    places = {text.get_text(): text.get_position() for text in axes.texts}
+    assert places == {
+        "left": (0.25, 0.25),
+        "right": (0.75, 0.25),
+        "lower": (0.25, 0.75),
+        "a$very$long$token": (0.75, 0.75),
+    }
+    alphas = [text.get_alpha() for text in axes.texts]
+    assert alphas == sorted(alphas, reverse=True)
+    assert alphas[0] == 1
+    assert axes.texts[3].get_fontsize() < axes.texts[0].get_fontsize()
+    assert axes.get_xlabel() == "dot"
+
+
+def test_inputs_that_are_missing_are_named(tmp_path, dots):
+    with pytest.raises(ValueError, match=r"data set 'dot' \(did you mean 'dots'\?\)"):
+        figures.dataset_folder([dots], "dot")
+    with pytest.raises(ValueError, match="no file of training 'nine'; known: seven"):
+        figures.training_file([dots, tmp_path / "seven" / "benchmarks.parquet"], "nine")
