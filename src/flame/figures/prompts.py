@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from flame.sections import Column, PromptsFigure
 from flame.settings import FigureSettings
 
 SPREAD = 0.22  # prompts between two draws, so that their intervals do not cover each other
+WIDTH = 22  # letters of a title's line: panels stand side by side
 NOTE = (
     "Circle: one draw of the prompts, with its 95 % interval over the queries. Line: mean of the"
     " draws. In brackets: the data set that was measured."
@@ -71,6 +73,7 @@ def _panel(axes: Axes, drawn: dict[int, list[Estimate]]) -> None:
 
 def _title(column: Column, settings: FigureSettings) -> str:
     """Benchmark, what stands in for it, metric."""
-    sets = [settings.datasets[measure.benchmark] for measure in column.measures]
-    measured = sets[0] if len(sets) == 1 else f"mean of {len(sets)} sets"
-    return f"{column.benchmark}\n[{measured}]\n{metric_name(column.metric)}, %"
+    sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
+    measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"
+    lines = [*wrap(column.benchmark, WIDTH), *wrap(f"[{measured}]", WIDTH)]
+    return "\n".join([*lines, f"{metric_name(column.metric)}, %"])

@@ -8,14 +8,18 @@ from statistics import fmean
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from flame.figures import GREY, LINES, MARKERS, PALETTE, canvas, metric_name, read
 from flame.results import Results
 from flame.sections import Measure, RadarFigure
 from flame.settings import FigureSettings
 
-NOTE = "On each spoke: the language and the best value on it, %. In brackets: mean over languages."
+NOTE = (
+    "On each spoke: the language and the best value on it, %. In brackets: mean over languages."
+    " Distances from the middle grow with the square root."
+)
+TICKS = (1, 5, 10, 20, 40, 60, 80, 100)
 
 
 def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
@@ -67,8 +71,10 @@ def _web(axes: PolarAxes, values: dict[str, list[float]], languages: list[str]) 
     labels = [f"{name}\n{value:.1f}" for name, value in zip(languages, best, strict=True)]
     axes.set_xticks(angles, labels, parse_math=False)
     axes.tick_params(axis="x", pad=8)
-    axes.set_ylim(0, max(1.05 * best.max(), 1))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    # A language of training may lie far above the others: by its root all of them can be seen.
+    axes.set_yscale("function", functions=(np.sqrt, np.square))
+    axes.set_ylim(0, max(1.1 * best.max(), 1))
+    axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if t < best.max()]))
     axes.tick_params(axis="y", labelsize="small", labelcolor=GREY)
     axes.set_rlabel_position(180 / len(languages))  # between the first two spokes
     axes.grid(color="0.85")
