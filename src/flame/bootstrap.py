@@ -8,6 +8,18 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 
 
+def rate(hits: int, queries: int, *, resamples: int, seed: int) -> dict[str, float]:
+    """What the JSON of a stage says of one metric: value and 95 % interval in percent, counts."""
+    low, high = interval([hits], [queries], resamples=resamples, seed=seed)
+    return {
+        "value": 100 * hits / queries,
+        "low": 100 * low,
+        "high": 100 * high,
+        "hits": hits,
+        "queries": queries,
+    }
+
+
 def interval(
     hits: Sequence[int], queries: Sequence[int], *, resamples: int, seed: int
 ) -> tuple[float, float]:

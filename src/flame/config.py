@@ -403,9 +403,7 @@ class Study(Section):
     def table_results(self, name: str) -> tuple[str, ...]:
         """Results that a table is made of, with those of the claims that stand under it."""
         table = self.tables[name]
-        measures = [m for column in table.columns for m in column.measures]
-        runs = [run for row in table.rows for run in (row.run, row.gain_over) if run]
-        found = dict.fromkeys(self.results(runs, measures))
+        found = dict.fromkeys(self.results(table.runs, table.measures))
         found |= dict.fromkeys(self.claim_results(self._claims_under(name)))
         return tuple(found)
 
@@ -571,15 +569,13 @@ class Study(Section):
     def table_settings(self, name: str) -> TableSettings:
         """Settings of one table."""
         table, claims = self.tables[name], self._claims_under(name)
-        runs = [run for row in table.rows for run in (row.run, row.gain_over) if run]
-        measures = [m for column in table.columns for m in column.measures]
         return TableSettings(
             study=self.study,
             name=name,
             table=table,
             claims=claims,
             version=VERSION["table"],
-            **self._named(claims, runs, measures),
+            **self._named(claims, table.runs, table.measures),
         )
 
     def claims_settings(self) -> ClaimsSettings:
@@ -610,15 +606,17 @@ class Study(Section):
     def figure_settings(self, name: str) -> FigureSettings:
         """Settings of one figure."""
         figure = self.figures[name]
-        mask = isinstance(figure, MaskFigure)
-        prompt = self.prompts[figure.prompt] if isinstance(figure, MaskFigure) else None
-        facets = figure.facets if isinstance(figure, MaskFigure) and mask else ()
+        prefix, facets = None, {}
+        if isinstance(figure, MaskFigure):
+            prompt = self.prompts[figure.prompt]
+            prefix = prompt.prefix
+            facets = {name: prompt.suffix(self.facets[name].text) for name in figure.facets}
         return FigureSettings(
             study=self.study,
             name=name,
             figure=figure,
-            prefix=prompt.prefix if prompt else None,
-            facets={f: prompt.suffix(self.facets[f].text) for f in facets if prompt},
+            prefix=prefix,
+            facets=facets,
             version=VERSION["figure"],
             **self._named((), *self._figure_use(figure)),
         )

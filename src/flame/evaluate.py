@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from flame import command, tasks
-from flame.bootstrap import interval
+from flame.bootstrap import rate
 from flame.features import Features
 from flame.model import load
 from flame.partial import write_atomic
@@ -78,17 +78,10 @@ def ask(asked: Asked) -> Answer:
 
 def record(run: str, question: Question, answer: Answer, bootstrap: Bootstrap) -> dict[str, Any]:
     """What the JSON says of one benchmark; values and 95 % intervals in percent."""
-    metrics = {}
-    for name, (keys, hit, *_) in answer.metrics.items():
-        num_hits, queries = int(hit.sum()), len(keys)
-        low, high = interval([num_hits], [queries], **bootstrap.model_dump())
-        metrics[name] = {
-            "value": 100 * num_hits / queries,
-            "low": 100 * low,
-            "high": 100 * high,
-            "hits": num_hits,
-            "queries": queries,
-        }
+    metrics = {
+        name: rate(int(hit.sum()), len(keys), **bootstrap.model_dump())
+        for name, (keys, hit, *_) in answer.metrics.items()
+    }
     return {
         "run": run,
         **question.model_dump(mode="json"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flame import command, progress
-from flame.bootstrap import interval
+from flame.bootstrap import rate
 from flame.images import ImageReader
 from flame.model import FlameTower, load
 from flame.partial import write_atomic
@@ -290,15 +290,8 @@ def _record(
     """What the JSON says, as that of `flame.evaluate`; values and 95 % intervals in percent."""
     metrics = {}
     for name, table in tables.items():
-        hits, queries = int(table["hit"].sum()), len(table)
-        low, high = interval([hits], [queries], **settings.bootstrap.model_dump())
-        metrics[name] = {
-            "value": 100 * hits / queries,
-            "low": 100 * low,
-            "high": 100 * high,
-            "hits": hits,
-            "queries": queries,
-        }
+        hits = int(table["hit"].sum())
+        metrics[name] = rate(hits, len(table), **settings.bootstrap.model_dump())
         log.info("%s: %s %.1f %%", settings.benchmark, name, metrics[name]["value"])
     return {
         "run": settings.run,

@@ -507,6 +507,16 @@ class Table(Section):
     columns: tuple[Column, ...] = Field(min_length=1)
     reported: Reported
 
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Runs behind its rows."""
+        return tuple(run for row in self.rows for run in (row.run, row.gain_over) if run)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is behind its columns."""
+        return tuple(measure for column in self.columns for measure in column.measures)
+
 
 class AppendixTable(Section):
     """A table of the study itself: a recipe (Tables A1, A2) or the prompts (Appendix B)."""

@@ -148,28 +148,28 @@ class OverheadSettings(Section):
     version: int
 
 
-class TableSettings(Section):
+class _Compared(Section):
+    """What is made of results of runs, with what stands behind the names it uses."""
+
+    study: str
+    datasets: dict[str, str] = Field(description="benchmark -> data set")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    bootstrap: Bootstrap
+    version: int
+
+
+class TableSettings(_Compared):
     """A table, with what stands behind its names."""
 
-    study: str
     name: str
     table: Table
-    datasets: dict[str, str] = Field(description="benchmark -> data set")
-    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
     claims: tuple[Claim, ...] = Field(description="those that stand under it")
-    bootstrap: Bootstrap
-    version: int
 
 
-class ClaimsSettings(Section):
+class ClaimsSettings(_Compared):
     """All claims of the paper, with what stands behind their names."""
 
-    study: str
     claims: tuple[Claim, ...]
-    datasets: dict[str, str] = Field(description="benchmark -> data set")
-    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
-    bootstrap: Bootstrap
-    version: int
 
 
 class AppendixSettings(Section):
@@ -185,15 +185,10 @@ class AppendixSettings(Section):
     version: int
 
 
-class FigureSettings(Section):
+class FigureSettings(_Compared):
     """A figure, with what stands behind its names."""
 
-    study: str
     name: str
     figure: Figure
-    datasets: dict[str, str] = Field(description="benchmark -> data set")
-    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
     prefix: tuple[str, str] | None = Field(description="of the prompt, for a mask")
     facets: dict[str, str] = Field(description="name -> suffix, for a mask")
-    bootstrap: Bootstrap
-    version: int
