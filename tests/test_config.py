@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flame import include
 from flame.config import Study, StudyError, load, load_file
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ def study() -> Study:
 
 
 def values() -> dict:
-    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return include.whole(yaml.safe_load((ROOT / "config/config.yaml").read_text()), ROOT)
 
 
 def change(path: str, value: object) -> dict:
@@ -39,9 +40,9 @@ def test_the_studies_of_the_repository_are_valid(path):
 
 BAD = {
     "typo in a key": (
-        "recipes/embedded/learning_rate",
+        "recipes/flame/learning_rate",
         1.0,
-        ["recipes.embedded: unknown key 'learning_rate'", "known: epochs, batch_size, lr"],
+        ["recipes.flame: unknown key 'learning_rate'", "known: epochs, batch_size, lr"],
     ),
     "typo at the top": ("run", {}, ["unknown key 'run' (did you mean 'runs'?)"]),
     "unknown LLM": (
@@ -60,9 +61,9 @@ BAD = {
         ["runs.flame-9.targets.long: 10 facets wanted, prompt 'long' embeds 9"],
     ),
     "negative batch": (
-        "recipes/embedded/batch_size",
+        "recipes/flame/batch_size",
         -256,
-        ["recipes.embedded.batch_size: input should be greater than 0, not -256"],
+        ["recipes.flame.batch_size: input should be greater than 0, not -256"],
     ),
     "missing file": (
         "tables/table6/reported/file",
@@ -137,7 +138,7 @@ BAD = {
     "unknown method": (
         "runs/clip/method",
         "siglip",
-        ["runs.clip: unknown kind of block 'siglip'", "known: flame, clip, long-clip"],
+        ["runs.clip: unknown kind of block 'siglip'", "known: flame, clip, long-clip, pretrained"],
     ),
     "probe without a training set": (
         "benchmarks/DTD probe/train",
@@ -145,14 +146,14 @@ BAD = {
         ["benchmarks.DTD probe: train: is there for the task 'probe', and for no other"],
     ),
     "claim about an unknown run": (
-        "claims/1/better",
+        "claims/imagenet-cc3m/better",
         "flame-77",
-        ["claims.1: unknown run 'flame-77'", "did you mean"],
+        ["claims.imagenet-cc3m: unknown run 'flame-77'", "did you mean"],
     ),
     "claim of no kind": (
-        "claims/1",
+        "claims/imagenet-cc3m",
         {"text": "x", "where": "y"},
-        ["claims.1: needs better, worse and measures, or ratio and above, or untested"],
+        ["claims.imagenet-cc3m: needs better, worse and measures, or ratio and above, or untested"],
     ),
     "unknown benchmark in a figure": (
         "figures/figure_d2/benchmark",
@@ -174,6 +175,16 @@ BAD = {
         {"label": "CLIP"},
         ["tables.table1.rows.0: row 'CLIP' has neither a run nor reported numbers"],
     ),
+    "unknown captioner": (
+        "datasets/scenes/captioner",
+        "minicpm",
+        ["datasets.scenes.captioner: unknown captioner 'minicpm'; known: none"],
+    ),
+    "remote code of no fixed revision": (
+        "captioners",
+        {"mllm": {"engine": "vllm", "id": "a/b", "prompts": {}, "max_tokens": {}}},
+        ["captioners.mllm", "revision: field required"],
+    ),
     "missing key": (
         "runs/new",
         {"dataset": "scenes"},
@@ -191,6 +202,34 @@ def test_a_bad_study_is_refused_with_path_value_and_known_ones(case):
     assert all(line.startswith("study.yaml: ") for line in message.splitlines())
     for words in expected:
         assert words in message
+
+
+def test_an_included_file_is_under_the_study(tmp_path):
+    (tmp_path / "below.yaml").write_text("a: {b: 1, c: [1, 2]}\nd: 4\n")
+    above = {"include": ["below.yaml"], "a": {"b": 5, "c": [3]}, "e": 6}
+    assert include.whole(above, tmp_path) == {"a": {"b": 5, "c": [3]}, "d": 4, "e": 6}
+    assert above["include"] == ["below.yaml"]
+    with pytest.raises(ValueError, match=r"include: no such file: 'other\.yaml'"):
+        include.whole({"include": ["other.yaml"]}, tmp_path)
+
+
+def test_without_an_absent_run_its_row_is_reported_and_its_claim_untested(study):
+    rows = {row.label: row for row in study.tables["table1"].rows}
+    assert rows["CLIP, WIT-400M"].run is None
+    assert rows["CLIP, WIT-400M"].reported is not None
+    assert study.claims["urban-wit"].untested == "a CLIP of 400 million images cannot be had here"
+    assert study.claims["urban-wit"].better is None
+    reported = [claim.reported for claim in study.claims.values() if claim.where.startswith("abs")]
+    assert 34.6 in reported
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("clip-wit", "no table, figure or claim asks for clip-wit"), ("clip", "'clip' is not absent")],
+)
+def test_an_absent_run_is_asked_for_and_not_defined(name, words):
+    with pytest.raises(StudyError, match=words):
+        load(values() | {"absent": {name: "why"}}, "study.yaml", ROOT)
 
 
 def test_every_mistake_is_named_not_only_the_first():
@@ -250,7 +289,7 @@ def test_a_run_is_trained_once_for_each_seed():
     # A fine-tuned run starts from the base of its own seed.
     assert study.base("long-clip.seed2") == "clip.seed2"
     tables = study.table_results("table1")
-    assert {"evaluate/clip.seed1/retrieval", "evaluate/flame-7/retrieval"} < set(tables)
+    assert {"evaluate/clip.seed1/benchmarks", "evaluate/flame-7/benchmarks"} < set(tables)
 
 
 def test_another_draw_is_another_choice_of_as_many_facets(study):
@@ -274,7 +313,7 @@ def test_stores_hold_the_facets_that_are_used_or_all():
 
 def test_tables_pull_what_they_are_made_of(study):
     assert set(study.table_results("table7")) == {
-        f"evaluate/{run}/classes"
+        f"evaluate/{run}/benchmarks"
         for run in (
             "flame-7",
             "flame-gemma",

@@ -145,7 +145,7 @@ def test_objects_lie_apart_inside_the_frame_and_as_told(relation):
 
 @pytest.mark.parametrize("facet", words.LABELS)
 def test_classes_are_balanced_and_labels_are_what_is_shown(facet):
-    labels = list(scenes.classes(options(classify=facet)))
+    labels = list(scenes.classes(Path(), options(classify=facet)))
     found = points(2 * len(labels), classify=facet)
     assert Counter(getattr(scene, facet) for scene in found) == dict.fromkeys(labels, 2)
     for scene in found:
@@ -154,16 +154,16 @@ def test_classes_are_balanced_and_labels_are_what_is_shown(facet):
 
 def test_class_texts_are_filled_and_distinct():
     for facet in words.LABELS:
-        texts = [tuple(texts) for texts in scenes.classes(options(classify=facet)).values()]
+        texts = [tuple(texts) for texts in scenes.classes(Path(), options(classify=facet)).values()]
         assert len(set(texts)) == len(texts)
         assert not any("{" in text for group in texts for text in group)
-    assert scenes.classes(options()) == {}
-    assert scenes.classes(options(classify="noun"))["apple"][0] == "a picture of an apple."
+    assert scenes.classes(Path(), options()) == {}
+    assert scenes.classes(Path(), options(classify="noun"))["apple"][0] == "a picture of an apple."
 
 
 def test_members_come_from_their_category():
     assert {words.CATEGORY[scene.noun] for scene in points(members="food")} == {"food"}
-    assert set(scenes.classes(options(classify="noun", members="food"))) == set(
+    assert set(scenes.classes(Path(), options(classify="noun", members="food"))) == set(
         words.MEMBERS["food"]
     )
 
@@ -261,7 +261,7 @@ def test_every_facet_changes_the_picture():
 )
 def test_sets_are_what_they_were(asked):
     made = scenes.Options(**asked)
-    digest = hashlib.sha256(json.dumps(scenes.classes(made)).encode())
+    digest = hashlib.sha256(json.dumps(scenes.classes(Path(), made)).encode())
     for sample in scenes.read(Path(), made, 0):
         digest.update(Image.open(io.BytesIO(sample.image)).tobytes())
         digest.update(json.dumps([sample.key, sample.captions, sample.label]).encode())
@@ -274,7 +274,7 @@ def test_a_training_split_has_the_classes_of_its_test_split_in_equal_numbers():
         scenes.Options(split=split, images=images, **probe)
         for split, images in (("animals-train", 576), ("animals", 288))
     )
-    assert scenes.classes(train) == scenes.classes(test)
+    assert scenes.classes(Path(), train) == scenes.classes(Path(), test)
     for made, times in ((train, 16), (test, 8)):
         found = Counter(scene.noun for scene in sampling.scenes(made, Random(0)))
         assert found == dict.fromkeys(words.MEMBERS["animal"], times)
@@ -336,7 +336,7 @@ def test_a_lexicon_knows_every_facet_and_tells_them_apart(language):
 
 @pytest.mark.parametrize("language", ["en", *languages.LEXICON])
 def test_class_names_are_distinct_in_every_language(language):
-    classes = scenes.classes(options(**BARE | {"classify": "noun", "language": language}))
+    classes = scenes.classes(Path(), options(**BARE | {"classify": "noun", "language": language}))
     assert list(classes) == words.LABELS["noun"]
     for texts in zip(*classes.values(), strict=True):
         # Not even letter case, width or spaces tell two of them apart.
@@ -368,7 +368,7 @@ def test_people_are_told_by_what_they_do(language):
 def test_the_apple_has_no_colour_in_its_name(language, texts):
     # The package calls its emoji a red apple, which a blue one is not.
     made = options(**BARE | {"classify": "noun", "language": language})
-    assert scenes.classes(made)["apple"] == texts
+    assert scenes.classes(Path(), made)["apple"] == texts
 
 
 def test_a_caption_in_another_language():

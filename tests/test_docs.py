@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from flame import datasets, download
 from flame.config import Study, load, load_file
 from flame.datasets import scenes
+from flame.datasets.__main__ import document
 from flame.sections import task_names
 from flame.settings import Question
 from flame.tasks import Asked, Images, Texts
@@ -127,6 +128,10 @@ def test_every_module_is_in_the_tree():
     tree = (ROOT / "README.md").read_text().split("src/flame/\n")[1].split("```")[0]
     modules = {path.name for path in (ROOT / "src/flame").glob("[a-z]*.py")}
     assert set(re.findall(r"\b\w+\.py\b", tree)) == modules
+
+
+def test_the_cards_of_the_data_sets_are_written_down():
+    assert (ROOT / "docs/datasets.md").read_text() == document()
 
 
 def test_the_conda_environment_has_the_locked_versions():

@@ -28,6 +28,8 @@ SETTINGS = EmbedSettings(
     final_norm=True,
     positions="restart",
     max_caption_tokens=40,
+    cleanup="none",
+    storage="float16",
     prefix=('Description: "', '". In one word,'),
     facets={"category": " the category:", "mood": " the mood:"},
     version=1,
@@ -187,3 +189,26 @@ def test_unknown_names_are_told_with_the_known_ones(inputs, tmp_path):
         run(inputs, tmp_path / "0.zarr", kind="longer")
     with pytest.raises(ValueError, match="no folder given for data set 'scene'"):
         run(inputs, tmp_path / "0.zarr", datasets=("scene",))
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("a dog", "a dog."),
+        ("a dog.", "a dog."),
+        ('a "red" dog', "a 'red' dog."),
+        ('it says "dog"', "it says 'dog'"),
+        ("a dog?", "a dog."),
+        ("", ""),
+    ],
+)
+def test_a_caption_is_cleaned_as_the_release_does(text, cleaned):
+    assert stage.cleaned(text) == cleaned
+
+
+def test_cleaning_changes_what_the_llm_reads(inputs, tmp_path):
+    run(inputs, tmp_path / "0.zarr", datasets=("few",), cleanup="release", max_caption_tokens=None)
+    llm = FrozenLLM(inputs / "llm")
+    alone = llm.embed(["a."], SETTINGS.prefix, list(SETTINGS.facets.values()))
+    found = Embeddings.open([tmp_path / "0.zarr"], "few").rows(np.array([1]))
+    np.testing.assert_allclose(found, alone, atol=2e-2, rtol=2e-2)

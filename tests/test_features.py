@@ -119,7 +119,7 @@ def test_own_texts_come_from_the_captions_of_the_kind_in_their_order(tmp_path):
     mixed = pl.concat([captions[2:], others, captions[:2]])
     mixed.write_parquet(tmp_path / "d" / "captions.parquet")
     tower = clip_tower()
-    asked = Features(tower, SIZE, [tmp_path / "d"], [], 3, "test").asked(question())
+    asked = Features(tower, [tmp_path / "d"], [], 3, "test").asked(question())
     keys, vectors = asked.texts("raw")
     assert keys == ["k2", "k3", "k0", "k1"]
     torch.testing.assert_close(vectors, encoded_features(tower, TEXTS[2:] + TEXTS[:2], 4))
@@ -134,12 +134,12 @@ def test_only_what_is_asked_for_is_computed_and_only_once(tmp_path, monkeypatch)
     passes = []
     real = features.image_features
 
-    def counted(encode, reader, *args):
+    def counted(encode, reader, *args, **options):
         passes.append((reader.root.name, getattr(encode, "__name__", "backbone")))
-        return real(encode, reader, *args)
+        return real(encode, reader, *args, **options)
 
     monkeypatch.setattr(features, "image_features", counted)
-    given = Features(flame_tower(), SIZE, folders, [], 3, "test")
+    given = Features(flame_tower(), folders, [], 3, "test")
     first, second = given.asked(question()), given.asked(question(benchmark="c"))
     assert passes == []
     assert torch.equal(first.images().features, second.images().features)
@@ -155,6 +155,6 @@ def test_only_what_is_asked_for_is_computed_and_only_once(tmp_path, monkeypatch)
 
 def test_a_store_of_another_width_is_refused(tmp_path):
     path = write_store(tmp_path / "0.zarr", "d", ["k0"], np.ones((1, 2, 4)))
-    given = Features(flame_tower(dim=8), SIZE, [], [path], 3, "test")
+    given = Features(flame_tower(dim=8), [], [path], 3, "test")
     with pytest.raises(ValueError, match="width 8, those of 'd' by 'random' have 4"):
         given.asked(question()).texts("raw")

@@ -19,7 +19,16 @@ STAGES = {
     "table",
     "figure",
 }
-GROUND = {"config", "datasets", "sections", "settings"}
+GROUND = {
+    "config",
+    "datasets",
+    "fetch",
+    "include",
+    "partial",
+    "progress",
+    "sections",
+    "settings",
+}
 MODULES = sorted((SRC / "flame").rglob("*.py"))
 
 

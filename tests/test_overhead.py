@@ -34,6 +34,8 @@ def embed_settings(kind="long", **changes):
         "final_norm": True,
         "positions": "restart",
         "max_caption_tokens": 24,
+        "cleanup": "none",
+        "storage": "float16",
         "prefix": ('Description: "', '". In one word,'),
         "facets": FACETS,
         "version": 1,

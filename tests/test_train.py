@@ -277,16 +277,18 @@ def test_clip_learns_a_tiny_set(inputs, tmp_path):
 def test_another_base_or_other_captions_start_the_run_afresh(inputs, clip_run, tmp_path):
     images = tmp_path / "dots"
     shutil.copytree(inputs["images"], images)
+    words = images / "captions.parquet"
     fingerprints = []
     for change in (lambda: None, lambda: _reverse_captions(images)):
         change()
-        fingerprints.append(sources(long_settings(), images, (), clip_run))
+        fingerprints.append(sources(long_settings(), images, (), words, clip_run))
     assert fingerprints[0]["captions"] != fingerprints[1]["captions"]
     assert fingerprints[0]["base"] == fingerprints[1]["base"]
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_bytes(b"other")
     assert (
-        sources(long_settings(), images, (), tmp_path / "base")["base"] != fingerprints[1]["base"]
+        sources(long_settings(), images, (), words, tmp_path / "base")["base"]
+        != fingerprints[1]["base"]
     )
 
 

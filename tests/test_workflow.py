@@ -479,7 +479,7 @@ def test_the_default_is_the_embedded_study(tmp_path):
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
     results = {r for name in study.tables for r in study.table_results(name)}
     results |= {r for name in study.figures for r in study.figure_results(name)}
-    results |= set(study.claim_results(study.claims))
+    results |= set(study.claim_results(study.claims.values()))
     evaluated = [r.split("/")[1:] for r in results if r.startswith("evaluate/")]
     flame = {name: run for name, run in study.runs.items() if isinstance(run, FlameRun)}
     trained = {(r.llm, study.bundle(r.dataset), k) for r in flame.values() for k in r.targets}

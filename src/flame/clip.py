@@ -133,8 +133,8 @@ class ClipTower(Tower):
         """Tokens (T, L) int64 of texts: start token, text (cut if too long), end token, zeros."""
         return tokenize(list(texts), self.context_length)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (T, D), not normalised, on the device of the tower."""
+    def encode_text(self, texts: Sequence[str], language: str | None = None) -> Tensor:
+        """Text features (T, D), not normalised, on the device of the tower; of any language."""
         return self.encode_tokens(self.tokenize(texts).to(self.log_scale.device))
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:

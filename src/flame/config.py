@@ -9,11 +9,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from flame import include
 from flame.sections import (
     FEWSHOT,
     LLM,
@@ -21,6 +22,7 @@ from flame.sections import (
     Backbone,
     Benchmark,
     Bootstrap,
+    Captioner,
     Claim,
     ClipRun,
     Dataset,
@@ -35,8 +37,10 @@ from flame.sections import (
     Measure,
     Overhead,
     OverheadFigure,
+    PretrainedRun,
     Prompt,
     PromptsFigure,
+    PublishedCaptions,
     RadarFigure,
     Recipe,
     Run,
@@ -50,6 +54,8 @@ from flame.sections import (
 from flame.settings import (
     VERSION,
     AppendixSettings,
+    CaptionSettings,
+    CaptionsSettings,
     ClaimsSettings,
     ClipTraining,
     EmbedSettings,
@@ -59,7 +65,9 @@ from flame.settings import (
     FlameTraining,
     LongClipTraining,
     OverheadSettings,
+    PretrainedTower,
     Question,
+    ReleasedTower,
     TableSettings,
     Training,
 )
@@ -78,6 +86,7 @@ class Study(Section):
         default=None, description="of trainings, each run once for each; null: the seed above"
     )
     datasets: dict[str, Dataset]
+    captioners: dict[str, Captioner] = Field(default={})
     llms: dict[str, LLM]
     facets: dict[str, Facet]
     prompts: dict[str, Prompt]
@@ -91,7 +100,7 @@ class Study(Section):
     tables: dict[str, Table]
     appendix: dict[str, AppendixTable] = Field(default={})
     figures: dict[str, Figure] = Field(default={})
-    claims: tuple[Claim, ...] = ()
+    claims: dict[str, Claim] = Field(default={})
     overhead: Overhead | None = None
     max_skipped: float = Field(
         default=0.01, ge=0, le=1, description="share of rows a stage may skip before it fails"
@@ -106,6 +115,10 @@ class Study(Section):
 
     def _mistakes(self) -> Iterator[tuple[str, str]]:
         yield from self._prompt_mistakes()
+        for name, dataset in self.datasets.items():
+            if dataset.captioner is not None and dataset.captioner not in self.captioners:
+                captioners = known(dataset.captioner, self.captioners)
+                yield f"datasets.{name}.captioner", f"unknown captioner {captioners}"
         for name, run in self.runs.items():
             yield from self._run_mistakes(f"runs.{name}", run)
         for name, benchmark in self.benchmarks.items():
@@ -127,8 +140,8 @@ class Study(Section):
                 yield f"tables.{name}.rows.{i}.run", filter(None, (row.run, row.gain_over)), ()
             for i, column in enumerate(table.columns):
                 yield f"tables.{name}.columns.{i}", (), column.measures
-        for i, claim in enumerate(self.claims):
-            yield f"claims.{i}", filter(None, (claim.better, claim.worse)), claim.measures
+        for name, claim in self.claims.items():
+            yield f"claims.{name}", filter(None, (claim.better, claim.worse)), claim.measures
         for name, figure in self.figures.items():
             yield f"figures.{name}", *self._figure_use(figure)
 
@@ -154,10 +167,10 @@ class Study(Section):
             if table.recipe is not None and table.recipe not in self.recipes:
                 recipes = known(table.recipe, self.recipes)
                 yield f"appendix.{name}.recipe", f"unknown recipe {recipes}"
-        for i, claim in enumerate(self.claims):
+        for name, claim in self.claims.items():
             if claim.table is not None and claim.table not in self.tables:
-                yield f"claims.{i}.table", f"unknown table {known(claim.table, self.tables)}"
-        asked = any(claim.ratio for claim in self.claims) or any(
+                yield f"claims.{name}.table", f"unknown table {known(claim.table, self.tables)}"
+        asked = any(claim.ratio for claim in self.claims.values()) or any(
             isinstance(figure, OverheadFigure) for figure in self.figures.values()
         )
         if asked and self.overhead is None:
@@ -268,7 +281,17 @@ class Study(Section):
         return run, *(f"{run}.seed{seed}" for seed in others)
 
     def _seeds(self, run: Run) -> tuple[int, ...]:
+        if not self._is_trained(run):
+            return (self.seed,)
         return run.seeds or self.seeds or (self.seed,)
+
+    @staticmethod
+    def _is_trained(run: Run) -> TypeGuard[FlameRun | ClipRun | LongClipRun]:
+        return not (isinstance(run, PretrainedRun) or (isinstance(run, FlameRun) and run.weights))
+
+    def trained(self, training: str) -> bool:
+        """Whether a tower is trained here, and not taken from others."""
+        return self._is_trained(self.run(training))
 
     def run(self, training: str) -> Run:
         """The run of a training."""
@@ -292,8 +315,18 @@ class Study(Section):
         """Data set that a training learns from."""
         run = self.run(training)
         if isinstance(run, LongClipRun):
-            return self.dataset_of(run.base)
+            return run.dataset or self.dataset_of(run.base)
+        assert not isinstance(run, PretrainedRun)
         return run.dataset
+
+    def baseline_kinds(self, training: str) -> tuple[str, ...]:
+        """Caption kinds that a training reads as words; none for FLAME, which reads vectors."""
+        match self.run(training):
+            case ClipRun(captions=kind):
+                return (kind,)
+            case LongClipRun(long=long, short=short):
+                return long, short
+        return ()
 
     def bundle(self, dataset: str) -> str:
         """Bundle of a data set: its own name where it names none."""
@@ -337,7 +370,8 @@ class Study(Section):
         for name, run in self.runs.items():
             if not isinstance(run, FlameRun) or run.llm != llm:
                 continue
-            if kind in run.targets and self.bundle(run.dataset) == bundle:
+            trained_here = run.dataset is not None and self.bundle(run.dataset) == bundle
+            if kind in run.targets and trained_here:
                 used.update(self.targets(name)[kind])
             for question in self.questions(name, bundle):
                 if kind in (question.captions, question.negatives):
@@ -354,7 +388,7 @@ class Study(Section):
 
     def bundle_datasets(self, bundle: str, kind: str) -> tuple[str, ...]:
         """Data sets of a bundle whose captions of a kind some run or benchmark uses."""
-        flame = [run for run in self.runs.values() if isinstance(run, FlameRun)]
+        flame = [r for r in self.runs.values() if isinstance(r, FlameRun) and not r.weights]
         used = {run.dataset for run in flame if kind in run.targets}
         asked = [b for b in self.benchmarks.values() if b.task != FEWSHOT]
         used |= {b.dataset for b in asked if kind in (b.captions, b.negatives)}
@@ -373,6 +407,7 @@ class Study(Section):
                 center=(benchmark.center or benchmark.captions) if flame else None,
                 negatives=benchmark.negatives,
                 train=benchmark.train,
+                language=benchmark.language,
             )
             for name, benchmark in self.benchmarks.items()
             if benchmark.task != FEWSHOT and self.bundle(benchmark.dataset) == bundle
@@ -420,7 +455,7 @@ class Study(Section):
         return self.results(*self._figure_use(self.figures[name]))
 
     def _claims_under(self, table: str) -> tuple[Claim, ...]:
-        return tuple(c for c in self.claims if c.table == table and c.untested is None)
+        return tuple(c for c in self.claims.values() if c.table == table and c.untested is None)
 
     def origin(
         self, llm: str, facets: Iterable[tuple[str, str]], datasets: Iterable[str]
@@ -438,7 +473,7 @@ class Study(Section):
             "llm": self.llms[llm].model_dump(mode="json"),
             "embedding": self.embedding.model_dump(mode="json", exclude={"facets"}),
             "words": [self._words(*facet) for facet in dict.fromkeys(facets)],
-            "datasets": {name: self._download_of(name) for name in datasets},
+            "datasets": {name: self._content_of(name) for name in datasets},
             "parts": {f"{bundle}/{kind}": self.parts(bundle, kind) for bundle, kind in pairs},
             "seed": self.seed,
             "versions": [VERSION["download"], VERSION["embed"]],
@@ -448,8 +483,48 @@ class Study(Section):
         prompt = self.prompt_of(kind)
         return [kind, facet, *prompt.prefix, prompt.suffix(self.facets[facet].text)]
 
-    def _download_of(self, dataset: str) -> dict[str, Any]:
-        return self.datasets[dataset].model_dump(mode="json", include={"source", "options"})
+    def _content_of(self, dataset: str) -> dict[str, Any]:
+        """All that decides the images and captions of a data set."""
+        chosen = self.datasets[dataset]
+        content = chosen.model_dump(mode="json", include={"source", "options"})
+        if chosen.captioner is not None:
+            captions = self.captions_settings(chosen.captioner, dataset)
+            content["captions"] = captions.model_dump(mode="json")
+        return content
+
+    def captioner_of(self, dataset: str, kind: str) -> str | None:
+        """Who writes a data set's captions of a kind; nobody if they are its own."""
+        name = self.datasets[dataset].captioner
+        if name is None:
+            return None
+        captioner = self.captioners[name]
+        if isinstance(captioner, PublishedCaptions):
+            return name if kind in captioner.files else None
+        return name if kind in captioner.prompts else None
+
+    def caption_settings(self, captioner: str, dataset: str, part: int) -> CaptionSettings:
+        """Settings of one captioning job."""
+        return CaptionSettings(
+            dataset=dataset,
+            part=part,
+            parts=self.caption_parts(captioner, dataset),
+            captioner=self.captioners[captioner],
+            version=VERSION["caption"],
+        )
+
+    def caption_parts(self, captioner: str, dataset: str) -> int:
+        """Number of jobs that write the captions of a data set."""
+        published = isinstance(self.captioners[captioner], PublishedCaptions)
+        return 1 if published else self.datasets[dataset].captioner_parts
+
+    def captions_settings(self, captioner: str, dataset: str) -> CaptionsSettings:
+        """Settings of the job that joins the captions of a data set."""
+        return CaptionsSettings(
+            dataset=dataset,
+            captioner=self.captioners[captioner],
+            max_skipped=self.max_skipped,
+            version=VERSION["caption"],
+        )
 
     def embed_settings(self, llm: str, bundle: str, kind: str, part: int) -> EmbedSettings:
         """Settings of one embedding job."""
@@ -464,6 +539,8 @@ class Study(Section):
             final_norm=self.llms[llm].final_norm,
             positions=self.embedding.positions,
             max_caption_tokens=self.embedding.max_caption_tokens,
+            cleanup=self.embedding.cleanup,
+            storage=self.embedding.storage,
             prefix=prompt.prefix,
             facets={
                 name: prompt.suffix(self.facets[name].text)
@@ -475,6 +552,7 @@ class Study(Section):
     def train_settings(self, training: str) -> Training:
         """Settings of one training."""
         run, seed = self.trainings[training]
+        assert not isinstance(run, PretrainedRun)
         shared: dict[str, Any] = {
             "run": training,
             "seed": seed,
@@ -495,18 +573,37 @@ class Study(Section):
         }
         if isinstance(run, ClipRun):
             return ClipTraining(captions=run.captions, **shared)
-        own = run.model_dump(exclude={"method", "base", "recipe", "seeds"})
+        own = run.model_dump(exclude={"method", "base", "dataset", "recipe", "seeds"})
         return LongClipTraining(**own, **shared)
+
+    def tower_settings(self, training: str) -> PretrainedTower | ReleasedTower:
+        """Settings of a tower that is not trained here."""
+        run = self.run(training)
+        if isinstance(run, PretrainedRun):
+            return PretrainedTower(run=training, **run.model_dump(), version=VERSION["download"])
+        trained = self.train_settings(training)
+        assert isinstance(run, FlameRun)
+        assert isinstance(trained, FlameTraining)
+        assert run.weights is not None
+        return ReleasedTower(
+            method="released",
+            training=trained,
+            weights=run.weights,
+            version=VERSION["download"],
+        )
 
     def train_origin(self, training: str) -> dict[str, Any]:
         """What is behind the files of a training, down to the words of its facets."""
-        run, dataset = self.run(training), self.dataset_of(training)
+        run = self.run(training)
+        if not self._is_trained(run):
+            return self.tower_settings(training).model_dump(mode="json")
+        dataset = self.dataset_of(training)
         if isinstance(run, FlameRun):
             facets = [(kind, name) for kind, ns in self.targets(training).items() for name in ns]
             return self.origin(run.llm, facets, [dataset])
         base = self.base(training)
         return {
-            "datasets": {dataset: self._download_of(dataset)},
+            "datasets": {dataset: self._content_of(dataset)},
             "seed": self.seed,
             "versions": [VERSION["download"]],
             "base": base and [self.train_settings(base).model_dump(), self.train_origin(base)],
@@ -525,13 +622,15 @@ class Study(Section):
         """What is behind the files of an evaluation: those of the tower, and its own."""
         run, asked = self.run(training), self.questions(training, bundle)
         names = [name for q in asked for name in (q.dataset, q.train) if name]
-        own: dict[str, Any] = {name: self._download_of(name) for name in names}
+        own: dict[str, Any] = {name: self._content_of(name) for name in names}
         if isinstance(run, FlameRun):
             kinds = [(q, kind) for q in asked for kind in (q.captions, q.negatives) if kind]
             facets = [(kind, facet) for q, kind in kinds for facet in q.facets]
             own = self.origin(run.llm, facets, dict.fromkeys(names))
-        settings = self.train_settings(training).model_dump(mode="json")
-        return [settings, self.train_origin(training), own]
+        origin = self.train_origin(training)
+        if not self._is_trained(run):
+            return [origin, own]
+        return [self.train_settings(training).model_dump(mode="json"), origin, own]
 
     def fewshot_settings(self, training: str, benchmark: str) -> FewShotSettings:
         """Settings of one few-shot job."""
@@ -580,18 +679,22 @@ class Study(Section):
 
     def claims_settings(self) -> ClaimsSettings:
         """Settings of the list of claims."""
+        claims = tuple(self.claims.values())
         return ClaimsSettings(
             study=self.study,
-            claims=self.claims,
+            claims=claims,
             version=VERSION["table"],
-            **self._named(self.claims, (), ()),
+            **self._named(claims, (), ()),
         )
 
     def appendix_settings(self, name: str) -> AppendixSettings:
         """Settings of a table of the study itself."""
         table = self.appendix[name]
-        trained = [run for run in self.runs.values() if run.recipe == table.recipe]
-        backbones = dict.fromkeys(r.backbone for r in trained if not isinstance(r, LongClipRun))
+        backbones = {
+            run.backbone: None
+            for run in self.runs.values()
+            if isinstance(run, FlameRun | ClipRun) and run.recipe == table.recipe
+        }
         return AppendixSettings(
             study=self.study,
             name=name,
@@ -648,10 +751,12 @@ def load(values: Mapping[str, Any], origin: str, root: Path) -> Study:
     """
     try:
         # JSON and back: Snakemake hands over its own mappings, the schema wants plain ones.
-        study = Study.model_validate(json.loads(json.dumps(values)))
+        study = Study.model_validate(include.whole(json.loads(json.dumps(values)), root))
         lines = list(_missing_files(study, root))
     except ValidationError as error:
         lines = [line for item in error.errors() for line in _explain(item)]
+    except ValueError as error:
+        lines = [str(error)]
     if lines:
         raise StudyError("\n".join(f"{origin}: {line}" for line in lines))
     return study

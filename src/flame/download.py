@@ -1,11 +1,21 @@
 """What comes from outside, brought into our forms: a data set's images and captions, an LLM."""
 
+import io
 import json
 import logging
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
+
+from PIL import Image, ImageOps
+from pydantic import BaseModel
 
 from flame import command, progress
-from flame.datasets import module
+from flame.datasets import Sample, Skipped, module
 from flame.partial import partial, write_atomic
 from flame.sections import (
     Checkpoint,
@@ -14,12 +24,14 @@ from flame.sections import (
     PackageCheckpoint,
     RandomCheckpoint,
 )
-from flame.settings import VERSION
-from flame.shards import ImageError, ShardWriter
+from flame.settings import VERSION, PretrainedTower, ReleasedTower
+from flame.shards import EXTENSIONS, ShardWriter
 
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_SHARD = 10_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not all that PIL would try
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: float = 0.01) -> None:
@@ -30,7 +42,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         options: JSON of that module's options.
         seed: of whatever the module draws.
         out: folder to write.
-        max_skipped: share of broken images over which the job fails.
+        max_skipped: share of images left out, such as broken ones, over which the job fails.
     """
     reader = module(source)
     chosen = reader.Options.model_validate_json(options)
@@ -39,32 +51,92 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         "options": chosen.model_dump(mode="json"),
         "seed": seed,
         "version": VERSION["download"],
-        "from": reader.SOURCE,
-        "licence": reader.LICENCE,
+        "from": reader.CARD.source,
+        "licence": reader.CARD.licence,
     }
     # What a module fetches lies beside the data sets, since several may come from one source.
     raw = out.parent.parent / "raw" / source
-    skipped = []
+    skipped: list[Skipped] = []
+    converted = 0
     with partial(out, origin) as folder:
         writer = ShardWriter(folder, SAMPLES_PER_SHARD)
-        total = reader.size(chosen)
-        with progress.bar(total, "images", f"download {out.name}") as bar:
-            for sample in reader.read(raw, chosen, seed):
-                try:
-                    writer.add(sample)
-                except ImageError as error:
-                    log.warning("skipped: %s", error)
-                    skipped.append(sample.key)
+        expected = reader.size(chosen)
+        with progress.bar(expected, "images", f"download {out.name}") as bar:
+            for found, is_converted in _readable(reader.read(raw, chosen, seed)):
+                if isinstance(found, Skipped):
+                    log.warning("skipped %s: %s", found.key, found.reason)
+                    skipped.append(found)
+                else:
+                    writer.add(found)
+                    converted += is_converted
                 bar.update()
-        writer.add_classes(reader.classes(chosen))
-        counts = writer.close()
-        if len(skipped) > max_skipped * total:
-            raise ValueError(
-                f"{len(skipped)} of {total} images are broken, more than {max_skipped:.1%}: "
-                + ", ".join(skipped[:20])
-            )
-        manifest = origin | counts | {"skipped": skipped}
+        writer.add_classes(reader.classes(raw, chosen))
+        counts = writer.close() | {"expected": expected, "converted": converted}
+        _check_counts(reader, chosen, counts["images"], skipped, max_skipped)
+        report = reader.report(raw, chosen) if hasattr(reader, "report") else {}
+        manifest = origin | counts | report
+        manifest["reasons"] = Counter(each.reason.split(":")[0] for each in skipped)
+        manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:
+    """Every sample with an image that can be read to its end, and whether it was converted."""
+    threads = len(os.sched_getaffinity(0))
+    ahead: deque[Future[tuple[Sample | Skipped, bool]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for sample in found:
+            ahead.append(pool.submit(_read_through, sample))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read_through(sample: Sample | Skipped) -> tuple[Sample | Skipped, bool]:
+    """A PNG or JPEG as it is, any other image as a PNG of the same pixels."""
+    if isinstance(sample, Skipped):
+        return sample, False
+    try:
+        with Image.open(io.BytesIO(sample.image), formats=FORMATS) as image:
+            kept = image.format in EXTENSIONS
+            if kept:
+                # A header tells nothing of what is missing behind it; to read it small is enough.
+                image.draft("", (1, 1))
+                image.load()
+                return sample, False
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode not in PNG_MODES:
+                upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+            png = io.BytesIO()
+            upright.save(png, "PNG")
+            return replace(sample, image=png.getvalue()), True
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        return Skipped(sample.key, f"broken image: {error}"), False
+
+
+def _check_counts(
+    reader: ModuleType,
+    options: BaseModel,
+    images: int,
+    skipped: Sequence[Skipped],
+    max_skipped: float,
+) -> None:
+    """Fail where too many images were left out, or where not all of a known number came."""
+    came = images + len(skipped)
+    if len(skipped) > max_skipped * came:
+        raise ValueError(
+            f"{len(skipped)} of {came} images are broken, more than {max_skipped:.1%}: "
+            + ", ".join(f"{each.key} ({each.reason})" for each in skipped[:20])
+        )
+    expected = reader.size(options)
+    if came == expected:
+        return
+    told = f"{came} images came of {reader.CARD.title}, {expected} are expected"
+    is_exact = reader.exact(options) if hasattr(reader, "exact") else True
+    if is_exact and getattr(options, "limit", None) is None:
+        raise ValueError(f"{told}: its source is not what it was, or broke off")
+    log.warning("%s", told)
 
 
 def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
@@ -94,5 +166,28 @@ def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
             checkpoints.reset(folder, reset)
 
 
+def tower(settings: PretrainedTower | ReleasedTower, out: Path) -> None:
+    """Bring a tower that others trained into a folder as those that are trained here.
+
+    Args:
+        settings: which tower.
+        out: folder to write.
+    """
+    origin = settings.model_dump(mode="json")
+    if isinstance(settings, PretrainedTower):
+        from flame import pretrained
+
+        with partial(out, origin) as folder:
+            pretrained.download(settings, folder)
+        return
+    from flame import fetch, released
+
+    weights = settings.weights
+    raw = out.parent.parent / "raw" / "towers" / out.name
+    fetch.hub(weights.id, weights.revision, [weights.file], raw, kind="model")
+    with partial(out, origin) as folder:
+        released.convert(raw / weights.file, settings, folder)
+
+
 if __name__ == "__main__":
-    command.main({"dataset": dataset, "llm": llm})
+    command.main({"dataset": dataset, "llm": llm, "tower": tower})

@@ -70,6 +70,18 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
     return captions
 
 
+def cleaned(text: str) -> str:
+    """A caption as the official release gives it to its LLM; an empty one stays empty.
+
+    It gets a full stop unless it ends in `.`, `?` or a quotation mark; double quotation marks
+    become single ones, as the prompt has double ones around it; a last `?` becomes a full stop.
+    """
+    if text and text[-1] not in ".?\"'":
+        text += "."
+    text = text.replace('"', "'")
+    return text[:-1] + "." if text.endswith("?") else text
+
+
 def _write(
     folder: Path,
     origin: dict[str, object],
@@ -85,6 +97,8 @@ def _write(
     """
     texts = {name: table["text"].to_list() for name, table in captions.items()}
     counts = {name: {"rows": len(t), "empty": t.count("")} for name, t in texts.items()}
+    if settings.cleanup == "release":
+        texts = {name: [*map(cleaned, whole)] for name, whole in texts.items()}
     if settings.max_caption_tokens is not None:
         for name, whole in texts.items():
             texts[name], counts[name]["cut"] = encoder.truncate(whole, settings.max_caption_tokens)
@@ -94,7 +108,12 @@ def _write(
     store.create(folder, origin | {"counts": counts})
     writers = {
         name: store.Writer(
-            folder, name, keys=table["key"].to_list(), facets=list(settings.facets), dim=encoder.dim
+            folder,
+            name,
+            keys=table["key"].to_list(),
+            facets=list(settings.facets),
+            dim=encoder.dim,
+            storage=settings.storage,
         )
         for name, table in captions.items()
     }

@@ -16,7 +16,7 @@ from flame.bootstrap import rate
 from flame.features import Features
 from flame.model import load
 from flame.partial import write_atomic
-from flame.sections import Backbone, Bootstrap
+from flame.sections import Bootstrap
 from flame.settings import EvaluateSettings, Question
 from flame.tasks import Answer, Asked
 
@@ -48,10 +48,9 @@ def evaluate(
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
-    tower, run = load(model)
-    image_size = Backbone.model_validate(run["settings"]["backbone"]).image_size
+    tower, _ = load(model)
     title = f"evaluate {settings.run}"
-    features = Features(tower, image_size, datasets, stores, batch_size, title)
+    features = Features(tower, datasets, stores, batch_size, title)
     records, frames = [], []
     for question in _by_dataset(settings.questions):
         answer = ask(features.asked(question))

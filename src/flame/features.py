@@ -25,8 +25,8 @@ T = TypeVar("T")
 class TextEncoder(Protocol):
     """A tower with a text tower of its own, such as CLIP's."""
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (T, d), not normalised."""
+    def encode_text(self, texts: Sequence[str], language: str | None = None) -> Tensor:
+        """Text features (T, d), not normalised, of texts in a language; null: English."""
 
 
 class Features:
@@ -39,7 +39,6 @@ class Features:
     def __init__(
         self,
         tower: Tower,
-        image_size: int,
         datasets: Sequence[Path],
         stores: Sequence[Path],
         batch_size: int,
@@ -49,7 +48,6 @@ class Features:
 
         Args:
             tower: its texts come from the stores, if it is no `TextEncoder`.
-            image_size: pixels, both sides, that the tower wants.
             datasets: folders of the data sets.
             stores: embedding stores of their captions: every part of every kind.
             batch_size: images, or texts, per forward pass.
@@ -57,7 +55,7 @@ class Features:
         """
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tower = tower.to(self._device)
-        self._image_size, self._batch_size, self._title = image_size, batch_size, title
+        self._batch_size, self._title = batch_size, title
         self._datasets = {path.name: path for path in datasets}
         self._parts = by_kind(stores)
         self._images = lru_cache(maxsize=1)(partial(self._read, encode=tower.encode_image))
@@ -77,7 +75,13 @@ class Features:
         reader = ImageReader(_get(self._datasets, dataset, "data set"))
         with progress.bar(len(reader), "images", f"{self._title}, {dataset}") as bar:
             features = image_features(
-                encode, reader, self._image_size, self._batch_size, self._device, bar.update
+                encode,
+                reader,
+                self._tower.image_size,
+                self._batch_size,
+                self._device,
+                bar.update,
+                resize=self._tower.resize,
             )
         return Images(reader.keys, reader.labels, features)
 
@@ -85,7 +89,7 @@ class Features:
         if kind is None:
             raise ValueError(f"task {question.task!r} needs texts, but no kind of them is named")
         if isinstance(self._tower, TextEncoder):
-            return self._encoded(self._tower, question.dataset, kind)
+            return self._encoded(self._tower, question, kind)
         return self._stored(question, kind)
 
     def _stored(self, question: Question, kind: str) -> Texts:
@@ -101,15 +105,16 @@ class Features:
         center = _get(centers, question.center, "center of kind") if centers else {}
         return Texts(texts.keys, text_features(texts, question.facets, center))
 
-    def _encoded(self, encoder: TextEncoder, dataset: str, kind: str) -> Texts:
+    def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
         """Texts that the tower encodes itself, in the order in which a store would have them."""
-        folder = _get(self._datasets, dataset, "data set")
+        folder = _get(self._datasets, question.dataset, "data set")
         captions = pl.read_parquet(folder / "captions.parquet")
         rows = captions.filter(kind=kind)
         if rows.is_empty():
             kinds = sorted(set(captions["kind"]))
             raise ValueError(f"{folder} has no captions of kind {known(kind, kinds)}")
-        features = encoded_features(encoder, rows["text"].to_list(), self._batch_size)
+        texts = rows["text"].to_list()
+        features = encoded_features(encoder, texts, self._batch_size, question.language)
         return Texts(rows["key"].to_list(), features)
 
 
@@ -121,6 +126,8 @@ def image_features(
     batch_size: int,
     device: torch.device,
     on_batch: Callable[[int], Any],
+    *,
+    resize: str = "fit",
 ) -> Tensor:
     """Features of all images of a data set.
 
@@ -131,13 +138,14 @@ def image_features(
         batch_size: images per forward pass.
         device: of `encode`.
         on_batch: told the number of images of every batch done.
+        resize: how images become squares; a name of `flame.images.RESIZES`.
 
     Returns:
         (I, d) float32, unit norm, on the CPU.
     """
     features = []
     for rows in torch.arange(len(reader)).split(batch_size):
-        images = reader.load(rows.numpy(), image_size).to(device).float() / 255
+        images = reader.load(rows.numpy(), image_size, resize).to(device).float() / 255
         features.append(normalize(encode(images).float(), dim=-1).cpu())
         on_batch(len(rows))
     return torch.cat(features)
@@ -155,7 +163,12 @@ def backbone_features(tower: Tower, images: Tensor) -> Tensor:
 
     Returns:
         (B, C).
+
+    Raises:
+        ValueError: a tower whose backbone is not one of timm.
     """
+    if not isinstance(tower, Tower):
+        raise ValueError("no linear probe of a pretrained tower: its backbone is not timm's")
     pixels = (images - tower.mean) / tower.std
     if not hasattr(tower.visual, "num_prefix_tokens"):
         return tower.visual(pixels)
@@ -191,19 +204,22 @@ def text_features(
 
 
 @torch.inference_mode()
-def encoded_features(encoder: TextEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
+def encoded_features(
+    encoder: TextEncoder, texts: Sequence[str], batch_size: int, language: str | None = None
+) -> Tensor:
     """One vector per text, by a tower's own text tower.
 
     Args:
         encoder: the tower.
         texts: T texts.
         batch_size: texts per forward pass.
+        language: of the texts; null: English.
 
     Returns:
         (T, d) float32, unit norm, on the CPU.
     """
     starts = range(0, len(texts), batch_size)
-    parts = [encoder.encode_text(texts[start : start + batch_size]) for start in starts]
+    parts = [encoder.encode_text(texts[start : start + batch_size], language) for start in starts]
     return torch.cat([normalize(part.float(), dim=-1).cpu() for part in parts])
 
 

@@ -43,17 +43,18 @@ class ImageReader:
         """Image i as RGB pixels, (H, W, 3) uint8 in 0..255."""
         return np.asarray(self._decode(i))
 
-    def load(self, indices: Sequence[int], size: int) -> torch.Tensor:
+    def load(self, indices: Sequence[int], size: int, resize: str = "fit") -> torch.Tensor:
         """Images cut to a square.
 
         Args:
             indices: rows of the index.
-            size: side in pixels; others are resized (shortest side, bicubic) and centre-cropped.
+            size: side in pixels; others are resized, bicubic.
+            resize: how, a name of `RESIZES`.
 
         Returns:
             (B, 3, size, size) uint8 in 0..255.
         """
-        squares = [_square(self._decode(i), size) for i in indices]
+        squares = [square(self._decode(i), size, resize) for i in indices]
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
     def _decode(self, i: int) -> Image.Image:
@@ -83,11 +84,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    if image.size != (size, size):
-        # Shortest side to `size`, then the centre, in the one step that PIL offers.
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+def square(image: Image.Image, size: int, resize: str = "fit") -> np.ndarray:
+    """Pixels (size, size, 3) uint8 of an RGB image, made square as `RESIZES` says."""
+    return np.asarray(image if image.size == (size, size) else RESIZES[resize](image, size))
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Shortest side to `size`, then the centre, in the one step that PIL offers."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """The same in two steps with rounding in between, to the pixel as open_clip does it."""
+    shortest = min(image.size)
+    width, height = (int(size * side / shortest) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _squash(image: Image.Image, size: int) -> Image.Image:
+    """Both sides to `size`."""
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+RESIZES = {"fit": _fit, "crop": _crop, "squash": _squash}
 
 
 def augment(

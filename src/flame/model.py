@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flame.loss import criterion, kind_weights
 from flame.sections import Backbone, Recipe
-from flame.settings import FlameTraining, Training
+from flame.settings import AnyTower, FlameTraining, PretrainedTower, Training
 
 # Mean text vectors of the training store: caption kind -> facet -> (D,).
 Centers = dict[str, dict[str, Tensor]]
@@ -43,16 +43,20 @@ class Tower(nn.Module):
 
     Attributes:
         dim: D.
+        image_size: pixels, both sides.
+        resize: how images become squares; a name of `flame.images.RESIZES`.
         centers: what was subtracted from the text embeddings in training; empty if nothing.
         facets: (caption kind, facet) of every column of a training batch; empty before `match`.
     """
 
     mean: Tensor
     std: Tensor
+    resize = "fit"
 
     def __init__(self, backbone: Backbone, recipe: Recipe, dim: int) -> None:
         super().__init__()
         self.dim = dim
+        self.image_size = backbone.image_size
         self.visual: Any = _create_visual(backbone)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(recipe.tau)))
         self.bias = nn.Parameter(torch.tensor(INITIAL_BIAS), requires_grad=recipe.loss == "sigmoid")
@@ -198,10 +202,14 @@ def save(tower: Tower, folder: Path, record: Mapping[str, Any]) -> None:
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def load(folder: Path) -> tuple[Tower, dict[str, Any]]:
-    """A trained tower in evaluation mode, and the record of its run."""
+def load(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A tower in evaluation mode, trained here or by others, and the record of its run."""
     record = json.loads((folder / "run.json").read_text())
-    settings = TypeAdapter[Training](Training).validate_python(record["settings"])
+    settings = TypeAdapter[AnyTower](AnyTower).validate_python(record["settings"])
+    if isinstance(settings, PretrainedTower):
+        from flame import pretrained  # here, because its libraries take seconds to import
+
+        return pretrained.load(folder, settings), record
     tower = create(settings, record["dim"])
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.startswith("centers/")]:

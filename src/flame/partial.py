@@ -26,15 +26,18 @@ class BusyError(OSError):
 
 
 @contextmanager
-def partial(output: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
+def partial(
+    output: Path, fingerprint: Mapping[str, Any], *, file: str | None = None
+) -> Iterator[Path]:
     """Folder to write in, which becomes `output` on a clean exit and is kept on any other.
 
     Everything happens in `<output>.partial`, which Snakemake knows nothing of and so never
     deletes. What an interrupted job left there is kept if it was made under the same fingerprint.
 
     Args:
-        output: folder to make; an older one is replaced, at the end.
+        output: folder or file to make; an older one is replaced, at the end.
         fingerprint: all that decides the content, as JSON.
+        file: name of a file in the folder, which alone becomes `output`.
 
     Yields:
         The folder to write in, empty or as an interrupted job left it.
@@ -49,7 +52,7 @@ def partial(output: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
         check()
         if output.exists():
             output.rename(aside / f"replaced-{uuid.uuid4().hex}")
-        content.rename(output)
+        (content / file if file else content).rename(output)
         shutil.rmtree(aside)
 
 

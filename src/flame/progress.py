@@ -38,6 +38,7 @@ def bar(total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.
         desc=title,
         mininterval=seconds,
         file=_Lines(sys.stderr),
+        position=0,  # else a second bar in the process starts with line feeds
         dynamic_ncols=False,
         ncols=100,
         ascii=" .-=#",

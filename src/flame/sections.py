@@ -79,6 +79,12 @@ class Dataset(Section):
     parts: dict[str, PositiveInt] = Field(
         default={}, description="caption kind -> embedding jobs it is cut into; 1 where absent"
     )
+    captioner: str | None = Field(
+        default=None, description="who writes its long and short captions; null: the set has them"
+    )
+    captioner_parts: PositiveInt = Field(
+        default=1, description="captioning jobs that its images are cut into"
+    )
 
     @model_validator(mode="after")
     def _check_options(self) -> "Dataset":
@@ -88,6 +94,104 @@ class Dataset(Section):
             raise ValueError(f"unknown option {known(unknown[0], module.Options.model_fields)}")
         module.Options.model_validate(self.options)
         return self
+
+
+# --- captions ---------------------------------------------------------------------------------
+
+
+class Sampling(Section):
+    """How a captioner draws its words."""
+
+    temperature: NonNegativeFloat = Field(default=0.7, description="0: always the likeliest word")
+    top_p: PositiveFloat = 0.8
+    top_k: PositiveInt | None = Field(default=100, description="null: all")
+    repetition_penalty: PositiveFloat = 1.05
+
+
+class _Captioner(Section):
+    prompts: dict[str, str] = Field(
+        min_length=1, description="caption kind -> what the model is asked"
+    )
+    max_tokens: dict[str, PositiveInt] = Field(
+        description="caption kind -> tokens after which a caption is cut, and counts as bad"
+    )
+    sampling: Sampling = Sampling()
+    retry: Sampling = Field(
+        default=Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.2),
+        description="of the one other try where a caption is bad",
+    )
+    seed: NonNegativeInt = 0
+    max_alike: PositiveInt = Field(
+        default=100, description="images that may have one caption before it counts as bad"
+    )
+
+    @model_validator(mode="after")
+    def _same_kinds(self) -> "_Captioner":
+        if set(self.prompts) != set(self.max_tokens):
+            raise ValueError(
+                f"prompts and max_tokens: not the same kinds, {sorted(self.prompts)} and "
+                f"{sorted(self.max_tokens)}"
+            )
+        return self
+
+
+class VllmCaptioner(_Captioner):
+    """An MLLM in vLLM's offline engine, in a conda environment of its own."""
+
+    engine: Literal["vllm"]
+    id: str
+    revision: str = Field(description="commit of the checkpoint, and of its code")
+    trust_remote_code: bool = Field(
+        default=False, description="run the code that the checkpoint brings, at that revision"
+    )
+    template: str | None = Field(
+        default=None,
+        description="prompt with {question} in it, for a model without a chat template of its own",
+    )
+    stop: tuple[str, ...] = Field(default=(), description="tokens at which a caption ends")
+    options: dict[str, Any] = Field(default={}, description="further arguments of vllm.LLM")
+
+
+class ServerCaptioner(_Captioner):
+    """An MLLM behind any OpenAI-compatible server: `vllm serve`, llama.cpp and others."""
+
+    engine: Literal["server"]
+    url: str = Field(description="its base, up to and with /v1")
+    model: str
+    token: str | None = Field(
+        default=None, description="environment variable with the token; null: none is sent"
+    )
+    concurrency: PositiveInt = Field(default=32, description="requests under way at a time")
+    timeout: PositiveFloat = Field(default=120.0, description="seconds for one caption")
+    attempts: PositiveInt = Field(default=5, description="at one request, where the server fails")
+
+
+class TransformersCaptioner(_Captioner):
+    """An MLLM that transformers knows, such as MiniCPM-V 4.6 or LLaVA."""
+
+    engine: Literal["transformers"]
+    id: str = Field(description="hub id, or a folder")
+    revision: str | None = Field(default=None, description="commit; null only for a folder")
+    batch_size: PositiveInt = 8
+
+
+class PublishedCaptions(Section):
+    """Captions that somebody published, joined to the images by key."""
+
+    engine: Literal["published"]
+    id: str = Field(description="data set of the hub")
+    revision: str
+    files: dict[str, str] = Field(
+        min_length=1, description="caption kind -> JSON list or lines of objects in it"
+    )
+    key: str = Field(default="__key__", description="field with the key of the image")
+    text: str = Field(default="minicpm", description="field with the caption")
+
+
+Captioner = Annotated[
+    VllmCaptioner | ServerCaptioner | TransformersCaptioner | PublishedCaptions,
+    Field(discriminator="engine"),
+]
 
 
 # --- frozen LLM and its prompts -------------------------------------------------------------
@@ -197,6 +301,16 @@ class Embedding(Section):
         description="position ids of a facet: restart after the prefix (paper: one pass equals K) "
         "or run on from the facet before it (release)",
     )
+    cleanup: Literal["none", "release"] = Field(
+        default="none",
+        description="what is changed in a caption before the LLM reads it: nothing, or what the "
+        "release changes",
+    )
+    storage: Literal["float16", "fp8", "int8"] = Field(
+        default="float16",
+        description="of the vectors: float16, fp8 (e4m3, one scale a vector) or int8 (one scale a "
+        "dimension)",
+    )
     facets: Literal["all", "used"] = Field(
         default="all",
         description="facets of a prompt that are embedded: all, so that another run needs no new "
@@ -296,6 +410,14 @@ class TextTower(Section):
     embed_dim: PositiveInt = Field(description="of the space that image and text share")
 
 
+class HubFile(Section):
+    """One file of a hub repository."""
+
+    id: str
+    revision: str = Field(description="commit")
+    file: str
+
+
 class _Run(Section):
     recipe: str
     seeds: tuple[NonNegativeInt, ...] | None = Field(
@@ -317,6 +439,9 @@ class FlameRun(_Run):
     draw: NonNegativeInt = Field(
         default=0, description="which random draw of facets, where targets are numbers"
     )
+    weights: HubFile | None = Field(
+        default=None, description="trained weights of the official release, taken as they are"
+    )
 
 
 class ClipRun(_Run):
@@ -333,7 +458,8 @@ class LongClipRun(_Run):
     """A baseline: a CLIP fine-tuned on long and short captions, as Long-CLIP was."""
 
     method: Literal["long-clip"]
-    base: str = Field(description="the CLIP run that it starts from, and whose data it takes")
+    base: str = Field(description="the CLIP run that it starts from")
+    dataset: str | None = Field(default=None, description="null: the data of its base")
     long: str = "long"
     short: str = "short"
     context_length: PositiveInt = Field(default=248, description="tokens, after stretching")
@@ -351,6 +477,30 @@ class LongClipRun(_Run):
         return self
 
 
+class OpenClipTower(Section):
+    """A pretrained model of open_clip, with its own preprocessing and tokenizer."""
+
+    source: Literal["open_clip"]
+    name: str = Field(description="open_clip's name of the architecture")
+    tag: str = Field(description="open_clip's name of the weights; their place on the hub is its")
+
+
+class TransformersTower(Section):
+    """A pretrained CLIP of transformers, with its own preprocessing and tokenizer."""
+
+    source: Literal["transformers"]
+    id: str = Field(description="hub id, or a folder")
+    revision: str | None = Field(default=None, description="commit; null only for a folder")
+
+
+class PretrainedRun(Section):
+    """A baseline that others trained, evaluated as it is."""
+
+    method: Literal["pretrained"]
+    tower: Annotated[OpenClipTower | TransformersTower, Field(discriminator="source")]
+    licence: str = Field(description="of the weights")
+
+
 def _method(run: Any) -> str:
     return run.get("method", "flame") if isinstance(run, Mapping) else run.method
 
@@ -358,7 +508,8 @@ def _method(run: Any) -> str:
 Run = Annotated[
     Annotated[FlameRun, Tag("flame")]
     | Annotated[ClipRun, Tag("clip")]
-    | Annotated[LongClipRun, Tag("long-clip")],
+    | Annotated[LongClipRun, Tag("long-clip")]
+    | Annotated[PretrainedRun, Tag("pretrained")],
     Discriminator(_method),
 ]
 
@@ -418,6 +569,9 @@ class Benchmark(Section):
     )
     train: str | None = Field(
         default=None, description="data set that the task `probe` trains its classifier on"
+    )
+    language: str | None = Field(
+        default=None, description="of its texts, for towers that must be told (NLLB-CLIP)"
     )
     fewshot: FewShot | None = Field(default=None, description="how the task `fewshot` asks")
 

@@ -8,22 +8,27 @@ from flame.sections import (
     AppendixTable,
     Backbone,
     Bootstrap,
+    Captioner,
     Claim,
     Facet,
     FewShot,
     Figure,
+    HubFile,
+    OpenClipTower,
     Overhead,
     Prompt,
     Recipe,
     Section,
     Table,
     TextTower,
+    TransformersTower,
 )
 
 # Raise a stage's number when a change of its code changes its results: it is a parameter of the
 # stage's rule, so that Snakemake makes exactly those results anew.
 VERSION = {
     "download": 1,
+    "caption": 1,
     "embed": 1,
     "train": 2,
     "evaluate": 2,
@@ -32,6 +37,25 @@ VERSION = {
     "table": 2,
     "figure": 1,
 }
+
+
+class CaptionSettings(Section):
+    """All that decides the captions of one part of a data set's images."""
+
+    dataset: str
+    part: NonNegativeInt
+    parts: PositiveInt
+    captioner: Captioner
+    version: int
+
+
+class CaptionsSettings(Section):
+    """What joins the parts of a data set's captions, and its raw ones."""
+
+    dataset: str
+    captioner: Captioner
+    max_skipped: float
+    version: int
 
 
 class EmbedSettings(Section):
@@ -46,6 +70,8 @@ class EmbedSettings(Section):
     final_norm: bool
     positions: Literal["restart", "running"]
     max_caption_tokens: int | None
+    cleanup: Literal["none", "release"]
+    storage: Literal["float16", "fp8", "int8"]
     prefix: tuple[str, str]
     facets: dict[str, str] = Field(description="name -> suffix, in the order of the columns")
     version: int
@@ -102,6 +128,32 @@ class LongClipTraining(Section):
 Training = Annotated[FlameTraining | ClipTraining | LongClipTraining, Field(discriminator="method")]
 
 
+class PretrainedTower(Section):
+    """A tower that others trained, and that is evaluated as it is."""
+
+    method: Literal["pretrained"]
+    run: str
+    tower: Annotated[OpenClipTower | TransformersTower, Field(discriminator="source")]
+    licence: str
+    version: int
+
+
+class ReleasedTower(Section):
+    """A FLAME tower whose weights the official release gives."""
+
+    method: Literal["released"]
+    training: FlameTraining = Field(description="how it was trained")
+    weights: HubFile
+    version: int
+
+
+# What `flame.model.load` loads: what was trained here, and what was not.
+AnyTower = Annotated[
+    FlameTraining | ClipTraining | LongClipTraining | PretrainedTower,
+    Field(discriminator="method"),
+]
+
+
 class Question(Section):
     """A benchmark as asked of one run."""
 
@@ -113,6 +165,7 @@ class Question(Section):
     center: str | None = None
     negatives: str | None = None
     train: str | None = None
+    language: str | None = None
 
 
 class EvaluateSettings(Section):

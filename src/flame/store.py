@@ -5,9 +5,11 @@ it `<dataset>/keys.parquet`, whose row i names row i of the array. The attribute
 say how the vectors came about; parts that differ in them are not read together.
 
 Shapes: (N, K, D), N captions, K facets, D values each, float16, in chunks of `CHUNK_ROWS` rows
-inside shards of `SHARD_ROWS` rows. No compressor: vectors do not compress (1.1 to 1.2 by zstd).
-So a row stands in its shard file at a place that the shard's index tells, and is read by one
-`pread`, which is what makes random rows as fast as a memory map (bench/store.py).
+inside shards of `SHARD_ROWS` rows. Where a study stores them in 8 bits (`flame.storage`), the
+array holds uint8 (the bits of e4m3) or int8, and `<dataset>/scales`, (N, K, 1) or (1, K, D), what
+they are multiplied with. No compressor: vectors do not compress (1.1 to 1.2 by zstd). So a row
+stands in its shard file at a place that the shard's index tells, and is read by one `pread`, which
+is what makes random rows as fast as a memory map (bench/store.py).
 """
 
 import json
@@ -23,6 +25,7 @@ import zarr
 
 from flame.partial import write_atomic
 from flame.sections import known
+from flame.storage import STORAGES, Name, of_dtype
 
 FORMAT = 1
 CHUNK_ROWS = 16
@@ -42,6 +45,7 @@ class Writer:
         keys: Sequence[str],
         facets: Sequence[str],
         dim: int,
+        storage: Name = "float16",
     ) -> None:
         """Create the array, or open it where an interrupted job left it.
 
@@ -51,8 +55,9 @@ class Writer:
             keys: key of each of the N rows.
             facets: names of the K facets, for errors.
             dim: D.
+            storage: how the vectors stand on disk.
         """
-        self._keys, self._facets = keys, facets
+        self._keys, self._facets, self._storage = keys, facets, STORAGES[storage]
         self._folder = path / dataset
         self._shard_rows = min(SHARD_ROWS, max(1, -(-len(keys) // CHUNK_ROWS)) * CHUNK_ROWS)
         group = zarr.open_group(self._folder, mode="a", zarr_format=3)
@@ -62,9 +67,21 @@ class Writer:
             self._array = group.create_array(
                 "embeddings",
                 shape=(len(keys), len(facets), dim),
-                dtype="float16",
+                dtype=self._storage.dtype,
                 chunks=(CHUNK_ROWS, len(facets), dim),
                 shards=(self._shard_rows, len(facets), dim),
+                compressors=None,
+                fill_value=float("nan") if self._storage.dtype == "float16" else 0,
+            )
+        if "scales" in group:
+            self._scales = zarr.open_array(self._folder / "scales", mode="r+")
+        elif self._storage.scales:
+            each = self._storage.is_of_row
+            self._scales = group.create_array(
+                "scales",
+                shape=(len(keys), len(facets), 1) if each else (1, len(facets), dim),
+                dtype="float16" if each else "float32",
+                chunks=(self._shard_rows, len(facets), 1) if each else (1, len(facets), dim),
                 compressors=None,
                 fill_value=float("nan"),
             )
@@ -81,7 +98,7 @@ class Writer:
         """Write one shard.
 
         Args:
-            rows: one of `missing`.
+            rows: one of `missing`, which are written in order.
             vectors: (len(rows), K, D) of any float type.
 
         Raises:
@@ -96,7 +113,16 @@ class Writer:
                 f"embedding of key {self._keys[rows.start + row]!r}, facet {self._facets[facet]!r} "
                 f"holds {vectors[row, facet, place]}, which float16 cannot"
             )
-        self._array[rows.start : rows.stop] = half
+        self._array[rows.start : rows.stop] = self._encoded(rows, half)
+
+    def _encoded(self, rows: range, vectors: np.ndarray) -> np.ndarray:
+        """What is stored of a shard. Its scales go first: a shard that is there has them."""
+        if self._storage.scales is None:
+            return vectors
+        place = slice(rows.start, rows.stop) if self._storage.is_of_row else slice(0, 1)
+        if self._storage.is_of_row or rows.start == 0:
+            self._scales[place] = self._storage.scales(vectors)
+        return self._storage.encode(vectors, np.asarray(self._scales[place]))
 
 
 def create(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -210,20 +236,38 @@ class _Part:
         self._folder = path / dataset
         array = zarr.open_array(self._folder / "embeddings", mode="r")
         self.num_rows, self.num_facets, self.dim = array.shape
-        layout = {"chunks": array.chunks[1:], "dtype": array.dtype, "codecs": array.compressors}
-        if layout != {"chunks": (self.num_facets, self.dim), "dtype": np.float16, "codecs": ()}:
-            raise ValueError(f"{path}/{dataset}: rows are not whole and plain float16: {layout}")
+        storage = of_dtype(array.dtype)
+        is_whole = array.chunks[1:] == (self.num_facets, self.dim) and not array.compressors
+        if storage is None or not is_whole:
+            raise ValueError(
+                f"{path}/{dataset}: rows are not whole, or not plain values of a known type: "
+                f"chunks {array.chunks}, {array.dtype}, compressors {array.compressors}"
+            )
+        self._storage, self._dtype = storage, array.dtype
+        self._scales: np.ndarray | None = None
+        if storage.scales:
+            self._scales = np.asarray(zarr.open_array(self._folder / "scales", mode="r")[:])
         if array.shards is None:
             raise ValueError(f"{path}/{dataset}: the array has no shards")
         self._shard_rows, self._chunk_rows = array.shards[0], array.chunks[0]
         self._chunk_starts: dict[int, np.ndarray] = {}
-        self.num_bytes = array.nbytes
+        self.num_bytes = array.size * 2  # as float16, which is what `rows` gives
         self.keys = pl.read_parquet(self._folder / "keys.parquet")["key"].to_list()
         if len(self.keys) != self.num_rows:
             raise ValueError(f"{path}/{dataset}: {len(self.keys)} keys for {self.num_rows} rows")
 
     def read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
         """Read `rows` into `out[where]`, (n, K', D), beginning with facet number `first`."""
+        if self._scales is None:
+            self._read(rows, first, out, where)
+            return
+        values = np.empty((len(rows), *out.shape[1:]), self._dtype)
+        self._read(rows, first, values, np.arange(len(rows)))
+        scales = self._scales[rows] if self._storage.is_of_row else self._scales
+        out[where] = self._storage.decode(values) * scales[:, first : first + out.shape[1]]
+
+    def _read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
+        """The same, as it stands on disk."""
         facet_bytes = self.dim * out.itemsize
         row_bytes = self.num_facets * facet_bytes
         shards = rows // self._shard_rows

@@ -30,6 +30,7 @@ def train(
     out: Path,
     settings: Training,
     stores: tuple[Path, ...] = (),
+    captions: Path | None = None,
     base: Path | None = None,
     threads: int = 1,
     workers: int = 0,
@@ -46,6 +47,8 @@ def train(
         out: folder to write: model.safetensors, run.json, log.jsonl, loss.png.
         settings: the run.
         stores: embedding stores of its captions, every part of every kind; for FLAME.
+        captions: folder of a captioner's captions; for a baseline that reads such, and not those of
+            the data set.
         base: folder of the CLIP run that it starts from; for Long-CLIP.
         threads: CPU threads of each process.
         workers: processes that read ahead, where images are not kept in memory.
@@ -54,8 +57,9 @@ def train(
     """
     torch.set_num_threads(threads)
     recipe = settings.recipe
-    inputs = sources(settings, images, stores, base)
-    texts, targets = _texts(settings, images, stores, cache_mb << 20)
+    words = (captions or images) / "captions.parquet"
+    inputs = sources(settings, images, stores, words, base)
+    texts, targets = _texts(settings, words, stores, cache_mb << 20)
     pairs = Pairs(
         ImageReader(images),
         texts,
@@ -87,7 +91,7 @@ def train(
 
 
 def sources(
-    settings: Training, images: Path, stores: Sequence[Path], base: Path | None
+    settings: Training, images: Path, stores: Sequence[Path], words: Path, base: Path | None
 ) -> dict[str, Any]:
     """What decides the result besides the settings, for the fingerprint.
 
@@ -106,14 +110,14 @@ def sources(
     if stores:
         found["stores"] = [zarr.open_group(p, mode="r").attrs.asdict() for p in sorted(stores)]
     else:
-        found["captions"] = sha256(images / "captions.parquet")
+        found["captions"] = sha256(words)
     if base is not None:
         found["base"] = sha256(base / "model.safetensors")
     return found
 
 
 def _texts(
-    settings: Training, images: Path, stores: Sequence[Path], cache_bytes: int
+    settings: Training, words: Path, stores: Sequence[Path], cache_bytes: int
 ) -> tuple[Mapping[str, Texts], Mapping[str, Sequence[str]]]:
     """Captions of each kind as the method reads them, and the facets of each that it matches."""
     if isinstance(settings, FlameTraining):
@@ -129,8 +133,7 @@ def _texts(
         kinds, length = (settings.captions,), settings.text_tower.context_length
     else:
         kinds, length = (settings.long, settings.short), settings.context_length
-    captions = images / "captions.parquet"
-    tokens = {kind: clip.Tokens(captions, kind, length, cache_bytes=cache_bytes) for kind in kinds}
+    tokens = {kind: clip.Tokens(words, kind, length, cache_bytes=cache_bytes) for kind in kinds}
     return tokens, dict.fromkeys(kinds, (clip.FACET,))
 
 

@@ -43,6 +43,7 @@ wildcard_constraints:
     bundle=r"[^/]+",
     kind=r"[^/]+",
     part=r"\d+",
+    captioner=r"[^/]+",
     run=r"[^/]+",
     benchmark=r"[^/]+",
     figure=r"[^/]+",
@@ -84,6 +85,57 @@ def llm_reset(wildcards):
     return "" if seed is None else f"--reset {seed}"
 
 
+def tower_settings(wildcards):
+    training(wildcards)
+    return study.tower_settings(wildcards.run).model_dump_json()
+
+
+def tower_folder(wildcards):
+    """Folder of a tower, trained here or by others."""
+    training(wildcards)
+    return (
+        f"{'results/train' if study.trained(wildcards.run) else 'resources/towers'}/{wildcards.run}"
+    )
+
+
+def caption_dataset(wildcards):
+    known_name("captioner", wildcards.captioner, study.captioners)
+    known_name("dataset", wildcards.dataset, study.datasets)
+    return f"resources/datasets/{wildcards.dataset}"
+
+
+def caption_settings(wildcards):
+    part = int(wildcards.part)
+    return study.caption_settings(wildcards.captioner, wildcards.dataset, part).model_dump_json()
+
+
+def caption_files(wildcards):
+    caption_dataset(wildcards)
+    return expand(
+        "results/caption/{captioner}/{dataset}/{part}.parquet",
+        captioner=wildcards.captioner,
+        dataset=wildcards.dataset,
+        part=range(study.caption_parts(wildcards.captioner, wildcards.dataset)),
+    )
+
+
+def captions_settings(wildcards):
+    return study.captions_settings(wildcards.captioner, wildcards.dataset).model_dump_json()
+
+
+def captions_folder(dataset, kind):
+    """Folder with a data set's captions of a kind: its own, or those of its captioner."""
+    captioner = study.captioner_of(dataset, kind)
+    return (
+        f"results/captions/{captioner}/{dataset}" if captioner else f"resources/datasets/{dataset}"
+    )
+
+
+def captioners_by_vllm():
+    """Regular expression of the captioners that need vLLM, and so an environment of their own."""
+    return one_of(n for n, captioner in study.captioners.items() if captioner.engine == "vllm")
+
+
 def prompt_text(wildcards):
     prompt = known_name("prompt", wildcards.prompt, study.prompts)
     before, after = prompt.prefix
@@ -109,7 +161,8 @@ def store_files(llm, bundle, kind):
 
 def training_bundles():
     """Regular expression of the bundles that some run is trained on."""
-    return one_of({study.bundle(study.dataset_of(run)) for run in study.trainings})
+    trained = filter(study.trained, study.trainings)
+    return one_of({study.bundle(study.dataset_of(run)) for run in trained})
 
 
 def embed_datasets(wildcards):
@@ -117,7 +170,7 @@ def embed_datasets(wildcards):
     if not datasets or int(wildcards.part) >= study.parts(wildcards.bundle, wildcards.kind):
         store = f"{wildcards.bundle}/{wildcards.kind}/{wildcards.part}.zarr"
         raise WorkflowError(f"no run or benchmark of the study uses a store {store!r}")
-    return expand("resources/datasets/{dataset}", dataset=datasets)
+    return [captions_folder(dataset, wildcards.kind) for dataset in datasets]
 
 
 def embed_prompts(wildcards):
@@ -170,6 +223,14 @@ def train_stores(wildcards):
     return unless_written_anew(stores, f"results/train/{wildcards.run}", *params)
 
 
+def train_captions(wildcards):
+    """Captions that a baseline reads as they are, where they are not the data set's own."""
+    dataset = study.dataset_of(wildcards.run)
+    kinds = study.baseline_kinds(wildcards.run)
+    written = [kind for kind in kinds if study.captioner_of(dataset, kind)]
+    return list(dict.fromkeys(captions_folder(dataset, kind) for kind in written))
+
+
 def train_base(wildcards):
     base = study.base(wildcards.run)
     return f"results/train/{base}" if base else []
@@ -182,7 +243,7 @@ def llm_folder(wildcards):
 
 def sources(wildcards, input):
     """Flags of what only some runs have: embeddings, or a run to start from."""
-    given = {name: input.get(name) for name in ("stores", "base")}
+    given = {name: input.get(name) for name in ("stores", "captions", "base")}
     return " ".join(f"--{name} {paths}" for name, paths in given.items() if paths)
 
 
@@ -276,11 +337,11 @@ def table_hits(wildcards):
 
 
 def claim_results():
-    return study.claim_results(study.claims)
+    return study.claim_results(study.claims.values())
 
 
 def claims_overhead(wildcards):
-    return ["results/overhead.json"] if any(claim.ratio for claim in study.claims) else []
+    return ["results/overhead.json"] if any(claim.ratio for claim in study.claims.values()) else []
 
 
 def claims_overhead_flag(wildcards, input):

@@ -45,3 +45,24 @@ rule download_llm:
     shell:
         "{params.program} flame.download llm --checkpoint {params.checkpoint:q}"
         " {params.reset} --out {output} 2>&1 | tee {log}"
+
+
+rule download_tower:
+    """A tower that others trained -> the form of those that are trained here."""
+    output:
+        directory("resources/towers/{run}"),
+    log:
+        "logs/download/tower/{run}.log",
+    benchmark:
+        "logs/download/tower/{run}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime="2h",
+    params:
+        program=program,
+        settings=tower_settings,
+    shell:
+        "{params.program} flame.download tower --settings {params.settings:q}"
+        " --out {output} 2>&1 | tee {log}"

@@ -1,7 +1,7 @@
 rule evaluate:
     """A trained tower -> every metric of a bundle of benchmarks, and the hits behind them."""
     input:
-        model="results/train/{run}",
+        model=tower_folder,
         datasets=evaluate_datasets,
         stores=evaluate_stores,
     output:
@@ -34,7 +34,7 @@ rule evaluate:
 rule fewshot:
     """A trained tower and its LLM -> words of images, and classification from them (Table C5)."""
     input:
-        model="results/train/{run}",
+        model=tower_folder,
         llm=llm_folder,
         dataset=fewshot_dataset,
         stores=fewshot_stores,

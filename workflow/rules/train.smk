@@ -3,6 +3,7 @@ rule train:
     input:
         images=train_images,
         stores=train_stores,
+        captions=train_captions,
         llm=llm_folder,
         base=train_base,
     output:

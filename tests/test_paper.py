@@ -1,0 +1,55 @@
+"""The paper's own study: its whole plan, and each part of it, before anything runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flame.config import Study, load_file
+from test_workflow import snakemake
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "config/paper.yaml"
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_file(PAPER, ROOT)
+
+
+def jobs(folder: Path, *flags: str) -> dict[str, int]:
+    """Jobs of each rule that a run would start."""
+    done = snakemake(folder, PAPER, "--quiet", "rules", "--dry-run", *flags)
+    assert done.returncode == 0, done.stdout
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M)}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    return jobs(tmp_path_factory.mktemp("paper"))
+
+
+def test_the_plan_has_every_job_of_the_paper(study, plan):
+    assert plan["train"] == sum(study.trained(name) for name in study.trainings)
+    assert plan["download_tower"] == sum(not study.trained(name) for name in study.trainings)
+    assert plan["download_llm"] == len(study.llms)
+    assert plan["download_dataset"] == len(study.datasets)
+    assert plan["caption_by_vllm"] == sum(
+        d.captioner_parts for d in study.datasets.values() if d.captioner
+    )
+    assert plan["captions"] == 2
+    assert plan["table"] == len(study.tables)
+    assert plan["figure"] == len(study.figures)
+    # Training embeddings: four sets of parts (an LLM and a training set), each of three kinds.
+    cc3m, yfcc15m = (sum(study.datasets[name].parts.values()) for name in ("cc3m", "yfcc15m"))
+    assert plan["embed_training"] == 3 * cc3m + yfcc15m
+
+
+@pytest.mark.parametrize("name", ["table1", "table6", "table_c8", "figure4"])
+def test_a_part_of_the_paper_asks_for_what_it_needs(study, plan, name, tmp_path):
+    extension = "png" if name in study.figures else "csv"
+    part = jobs(tmp_path, f"results/{name}.{extension}")
+    assert all(count <= plan[rule] for rule, count in part.items() if rule != "total")
+    asked = study.figure_results(name) if extension == "png" else study.table_results(name)
+    assert part["evaluate"] == len(asked)
+    assert part["total"] < plan["total"]

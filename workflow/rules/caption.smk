@@ -1,0 +1,54 @@
+rule caption:
+    """Images of a data set -> long and short captions by an MLLM, or by who published them."""
+    input:
+        images=caption_dataset,
+    output:
+        "results/caption/{captioner}/{dataset}/{part}.parquet",
+    log:
+        "logs/caption/{captioner}/{dataset}/{part}.log",
+    benchmark:
+        "logs/caption/{captioner}/{dataset}/{part}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="24h",
+    params:
+        program=program,
+        settings=caption_settings,
+    shell:
+        "{params.program} flame.caption write --images {input.images} --out {output}"
+        " --settings {params.settings:q} --threads {threads} 2>&1 | tee {log}"
+
+
+use rule caption as caption_by_vllm with:
+    wildcard_constraints:
+        captioner=captioners_by_vllm(),
+    conda:
+        "../envs/vllm.yml"
+
+
+ruleorder: caption_by_vllm > caption
+
+
+rule captions:
+    """All parts of a captioner's captions, with the data set's own, and a report of what was bad."""
+    input:
+        images=caption_dataset,
+        parts=caption_files,
+    output:
+        directory("results/captions/{captioner}/{dataset}"),
+    log:
+        "logs/captions/{captioner}/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime="1h",
+    params:
+        program=program,
+        settings=captions_settings,
+    shell:
+        "{params.program} flame.caption join --images {input.images} --parts {input.parts}"
+        " --out {output} --settings {params.settings:q} 2>&1 | tee {log}"
