@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all report tiny test lint format bench docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test lint format bench docs lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ table6: setup ## results/table6.csv and .md on the embedded study
 all: setup ## every table and figure on the embedded study, and results/claims.md
 	$(BIN)/snakemake --cores $(CORES) --max-jobs-per-timespan 1000/10s
 	@echo && cat results/claims.md
+
+plan: setup ## GPU-hours, disk, memory and access that the paper's own study takes
+	PYTHONPATH=src $(BIN)/python -m flame.plan --study config/paper.yaml
 
 report: all ## results/report.html: every table and figure, run times and the study, in one file
 	$(BIN)/snakemake --report results/report.html

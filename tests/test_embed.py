@@ -14,7 +14,7 @@ import pytest
 
 from flame import checkpoints, command
 from flame import embed as stage
-from flame.llm import FrozenLLM
+from flame.llm import FrozenLLM, cleaned
 from flame.settings import EmbedSettings
 from flame.store import Embeddings
 
@@ -192,7 +192,7 @@ def test_unknown_names_are_told_with_the_known_ones(inputs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "cleaned"),
+    ("text", "expected"),
     [
         ("a dog", "a dog."),
         ("a dog.", "a dog."),
@@ -202,8 +202,8 @@ def test_unknown_names_are_told_with_the_known_ones(inputs, tmp_path):
         ("", ""),
     ],
 )
-def test_a_caption_is_cleaned_as_the_release_does(text, cleaned):
-    assert stage.cleaned(text) == cleaned
+def test_a_caption_is_cleaned_as_the_release_does(text, expected):
+    assert cleaned(text) == expected
 
 
 def test_cleaning_changes_what_the_llm_reads(inputs, tmp_path):

@@ -1,3 +1,15 @@
 """FLAME: frozen large language models enable data-efficient language-image pre-training."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flame.exported import Flame
+
 __version__ = "0.1.0"
+
+
+def load(path: Any, **options: Any) -> "Flame":
+    """A trained FLAME from a folder or the hub; see `flame.exported.load`."""
+    from flame import exported  # here, because torch takes seconds to import
+
+    return exported.load(path, **options)

@@ -60,6 +60,7 @@ from flame.settings import (
     ClipTraining,
     EmbedSettings,
     EvaluateSettings,
+    ExportSettings,
     FewShotSettings,
     FigureSettings,
     FlameTraining,
@@ -67,6 +68,7 @@ from flame.settings import (
     OverheadSettings,
     PretrainedTower,
     Question,
+    Reading,
     ReleasedTower,
     TableSettings,
     Training,
@@ -631,6 +633,46 @@ class Study(Section):
         if not self._is_trained(run):
             return [origin, own]
         return [self.train_settings(training).model_dump(mode="json"), origin, own]
+
+    def export_settings(self, training: str) -> ExportSettings:
+        """Settings of a run as it is given away; texts are read as its benchmarks read them."""
+        run = self.run(training)
+        if not isinstance(run, FlameRun):
+            raise ValueError(f"run {training!r} is not FLAME, and only FLAME is exported")
+        read = {kind: (facets, kind) for kind, facets in self.targets(training).items()}
+        for bundle in dict.fromkeys(map(self.bundle, self.datasets)):
+            for question in self.questions(training, bundle):
+                if question.captions:
+                    read.setdefault(question.captions, (question.facets, str(question.center)))
+        llm, embedding = self.llms[run.llm], self.embedding
+        return ExportSettings(
+            run=training,
+            checkpoint=llm.checkpoint,
+            reset=llm.reset,
+            layer=llm.layer,
+            final_norm=llm.final_norm,
+            positions=embedding.positions,
+            max_caption_tokens=embedding.max_caption_tokens,
+            cleanup=embedding.cleanup,
+            kinds={
+                kind: Reading(
+                    prefix=self.prompt_of(kind).prefix,
+                    facets={
+                        name: self.prompt_of(kind).suffix(self.facets[name].text) for name in facets
+                    },
+                    center=center,
+                )
+                for kind, (facets, center) in read.items()
+            },
+            version=VERSION["export"],
+        )
+
+    def export_results(self, training: str) -> tuple[str, ...]:
+        """Results of a run that tables, figures and claims ask for."""
+        found = [result for name in self.tables for result in self.table_results(name)]
+        found += [result for name in self.figures for result in self.figure_results(name)]
+        wanted = f"evaluate/{training}/"
+        return tuple(dict.fromkeys(result for result in found if result.startswith(wanted)))
 
     def fewshot_settings(self, training: str, benchmark: str) -> FewShotSettings:
         """Settings of one few-shot job."""

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from flame import command, progress, store
-from flame.llm import TOKEN_BUDGET, FrozenLLM
+from flame.llm import TOKEN_BUDGET, FrozenLLM, cleaned
 from flame.partial import partial, sha256
 from flame.sections import known
 from flame.settings import EmbedSettings
@@ -68,18 +68,6 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
         start, stop = (len(rows) * n // settings.parts for n in (settings.part, settings.part + 1))
         captions[name] = rows[start:stop]
     return captions
-
-
-def cleaned(text: str) -> str:
-    """A caption as the official release gives it to its LLM; an empty one stays empty.
-
-    It gets a full stop unless it ends in `.`, `?` or a quotation mark; double quotation marks
-    become single ones, as the prompt has double ones around it; a last `?` becomes a full stop.
-    """
-    if text and text[-1] not in ".?\"'":
-        text += "."
-    text = text.replace('"', "'")
-    return text[:-1] + "." if text.endswith("?") else text
 
 
 def _write(

@@ -192,15 +192,27 @@ def text_features(
     Returns:
         (T, d) float32, unit norm.
     """
+    return torch.cat(
+        [
+            directions(torch.from_numpy(texts.rows(rows.numpy(), facets)), facets, centers)
+            for rows in torch.arange(len(texts.keys)).split(1024)
+        ]
+    )
+
+
+def directions(vectors: Tensor, facets: Sequence[str], centers: Mapping[str, Tensor]) -> Tensor:
+    """Direction (T, d) float32, unit norm, of the mean facet of texts.
+
+    Args:
+        vectors: (T, K, d), K facets of T texts.
+        facets: names of the K facets.
+        centers: facet -> (d,), what is subtracted first; empty where nothing is.
+    """
     for facet in facets:
         if centers and facet not in centers:
             raise ValueError(f"no center of facet {known(facet, centers)}")
     center = torch.stack([centers[facet] for facet in facets]) if centers else torch.zeros(())
-    means = []
-    for rows in torch.arange(len(texts.keys)).split(1024):
-        vectors = torch.from_numpy(texts.rows(rows.numpy(), facets)).float()
-        means.append((vectors - center).mean(dim=1))
-    return normalize(torch.cat(means), dim=-1)
+    return normalize((vectors.float() - center).mean(dim=1), dim=-1)
 
 
 @torch.inference_mode()

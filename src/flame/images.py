@@ -63,7 +63,7 @@ class ImageReader:
         try:
             # pread leaves the file position alone: forked workers may share one open file.
             data = os.pread(_open(path).fileno(), length, offset)
-            return _to_rgb(Image.open(io.BytesIO(data)))
+            return to_rgb(Image.open(io.BytesIO(data)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(
                 f"image {self.keys[i]!r} in {path} at byte {offset}: {error}"
@@ -75,7 +75,7 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb", buffering=0)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB image of any mode; what is transparent becomes white."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:

@@ -392,6 +392,18 @@ class FrozenLLM:
         return [ids[len(head) :] for ids in joint]
 
 
+def cleaned(text: str) -> str:
+    """A caption as the official release gives it to its LLM; an empty one stays empty.
+
+    It gets a full stop unless it ends in `.`, `?` or a quotation mark; double quotation marks
+    become single ones, as the prompt has double ones around it; a last `?` becomes a full stop.
+    """
+    if text and text[-1] not in ".?\"'":
+        text += "."
+    text = text.replace('"', "'")
+    return text[:-1] + "." if text.endswith("?") else text
+
+
 def plan(prefix_lens: Sequence[int], suffix_len: int, token_budget: int) -> list[list[int]]:
     """Batches of captions of like length, longest first.
 

@@ -95,6 +95,12 @@ class Dataset(Section):
         module.Options.model_validate(self.options)
         return self
 
+    @property
+    def images(self) -> int:
+        """Number of images that are to be expected."""
+        module = dataset_modules.module(self.source)
+        return module.size(module.Options.model_validate(self.options))
+
 
 # --- captions ---------------------------------------------------------------------------------
 

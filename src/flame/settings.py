@@ -9,6 +9,7 @@ from flame.sections import (
     Backbone,
     Bootstrap,
     Captioner,
+    Checkpoint,
     Claim,
     Facet,
     FewShot,
@@ -34,6 +35,7 @@ VERSION = {
     "evaluate": 2,
     "fewshot": 1,
     "overhead": 1,
+    "export": 1,
     "table": 2,
     "figure": 1,
 }
@@ -152,6 +154,29 @@ AnyTower = Annotated[
     FlameTraining | ClipTraining | LongClipTraining | PretrainedTower,
     Field(discriminator="method"),
 ]
+
+
+class Reading(Section):
+    """How texts of a kind become vectors."""
+
+    prefix: tuple[str, str]
+    facets: dict[str, str] = Field(description="name -> suffix, of those that are averaged")
+    center: str | None = Field(description="caption kind whose mean vectors are subtracted")
+
+
+class ExportSettings(Section):
+    """A trained FLAME as it is given away."""
+
+    run: str
+    checkpoint: Checkpoint
+    reset: int | None
+    layer: PositiveInt | Literal["last"]
+    final_norm: bool
+    positions: Literal["restart", "running"]
+    max_caption_tokens: int | None
+    cleanup: Literal["none", "release"]
+    kinds: dict[str, Reading] = Field(description="kind of texts -> how they are read")
+    version: int
 
 
 class Question(Section):

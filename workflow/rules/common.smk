@@ -76,6 +76,16 @@ def dataset_options(wildcards):
     return json.dumps(known_name("dataset", wildcards.dataset, study.datasets).options)
 
 
+def dataset_memory(wildcards):
+    """MB that a download takes: its index, of 1 kB an image, is made in memory."""
+    return 1000 + study.datasets[wildcards.dataset].images // 1000
+
+
+def dataset_minutes(wildcards):
+    """Minutes that a download may take: at least five images a second."""
+    return 720 + study.datasets[wildcards.dataset].images // 300
+
+
 def llm_checkpoint(wildcards):
     return known_name("llm", wildcards.llm, study.llms).checkpoint.model_dump_json()
 
@@ -304,6 +314,18 @@ def fewshot_stores(wildcards):
     benchmark = known_name("benchmark", wildcards.benchmark, study.benchmarks)
     bundle = study.bundle(study.dataset_of(wildcards.run))
     return store_files(llm_of(wildcards), bundle, benchmark.captions)
+
+
+def export_metrics(wildcards):
+    return result_files(study.export_results(wildcards.run), "json")
+
+
+def export_settings(wildcards):
+    training(wildcards)
+    try:
+        return study.export_settings(wildcards.run).model_dump_json()
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
 
 
 def overhead_inputs():

@@ -9,8 +9,8 @@ rule download_dataset:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime="12h",
+        mem_mb=dataset_memory,
+        runtime=dataset_minutes,
     params:
         program=program,
         source=dataset_source,

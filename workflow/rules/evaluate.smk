@@ -89,3 +89,26 @@ rule overhead:
         "{params.program} flame.overhead --images {input.images} --llm {input.llm}"
         " --stores {input.stores} --out {output} --settings {params.settings:q}"
         " --threads {threads} 2>&1 | tee {log}"
+
+
+rule export:
+    """A trained FLAME and its LLM -> one folder that `flame.load` opens, with a model card."""
+    input:
+        model=tower_folder,
+        llm=llm_folder,
+        metrics=export_metrics,
+    output:
+        directory("results/export/{run}"),
+    log:
+        "logs/export/{run}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1500,
+        runtime="1h",
+    params:
+        program=program,
+        settings=export_settings,
+    shell:
+        "{params.program} flame.export write --model {input.model} --llm {input.llm}"
+        " --metrics {input.metrics} --out {output} --settings {params.settings:q} 2>&1 | tee {log}"
