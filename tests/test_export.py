@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clip_benchmark.metrics import zeroshot_classification
 from PIL import Image
 
 import flame
@@ -251,6 +252,8 @@ def test_clip_benchmark_finds_our_numbers(
         "--task", "zeroshot_retrieval" if captions else "zeroshot_classification", *flags,
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["clip_benchmark", *arguments])
+    # It replaces this in clip_benchmark itself, which other tests compare with.
+    monkeypatch.setattr(zeroshot_classification, "accuracy", None)
     clip_benchmark.main()
     theirs = json.loads(out.read_text())["metrics"]
     records = json.loads(made["metrics"].read_text())["records"]
