@@ -59,7 +59,13 @@ def test_every_value_is_a_number_and_no_cell_has_two(path):
 
 
 @pytest.mark.parametrize(
-    "config", ["config/config.yaml", "tests/config/tiny.yaml", "tests/config/whole.yaml"]
+    "config",
+    [
+        "config/config.yaml",
+        "config/paper.yaml",
+        "tests/config/tiny.yaml",
+        "tests/config/whole.yaml",
+    ],
 )
 def test_every_column_of_a_study_finds_its_numbers(config):
     """Before anything is computed: a wrong name would show at the very end, or as empty cells."""

@@ -188,6 +188,14 @@ def test_gains_stand_in_parentheses_with_their_paired_interval(files):
     assert lines[7][1] == "<sub>**43.3** (+20.0)</sub>"
 
 
+def test_a_gain_that_the_paper_does_not_print_is_measured_only(files):
+    csv, markdown = fill(files, [ONE | {"gain_over": "seven"}, SEVEN], [I2T])
+    table = pl.read_csv(StringIO(csv))
+    assert table["COCO i2t_r@1 gain"].to_list() == [-15.0, None]
+    assert table["COCO i2t_r@1 gain paper"].to_list() == [None, None]
+    assert lines_of(markdown)[5][1] == "<sub>35.7</sub>"
+
+
 def test_a_column_that_the_paper_does_not_have_is_measured_only(files):
     own = {"benchmark": "food", "metric": "top1"}
     csv, markdown = fill(files, [ONE, SLIP], [I2T, own])
