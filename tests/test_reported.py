@@ -13,7 +13,7 @@ from flame.table import cell
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "config" / "reported").glob("*.csv"))
-NUMBERS = [path for path in FILES if path.stem.startswith(("table", "figure"))]
+NUMBERS = [path for path in FILES if path.stem.startswith(("table", "figure", "sanity"))]
 NUMBERS = [path for path in NUMBERS if path.stem not in {"table_a1", "table_a2"}]
 ROWS = pl.DataFrame(
     {

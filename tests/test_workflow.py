@@ -446,6 +446,7 @@ def test_a_bad_study_is_told_in_one_line_a_mistake(tmp_path, changes, lines):
     ("flags", "line"),
     [
         (["results/table66.csv"], "unknown table 'table66'; the study knows: table6"),
+        (["results/sanity.md"], "unknown table 'sanity'; the study knows: table6"),
         (["results/train/flame-2"], "unknown run 'flame-2'; the study knows: flame-1, flame-3"),
         (
             ["results/embed/random-llama/scenes/longer/0.zarr"],

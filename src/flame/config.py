@@ -4,6 +4,7 @@ A *study* names everything to be computed. `Study` is its schema, `load` turns Y
 says in one line per mistake what is wrong and which values are known.
 """
 
+import csv
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -794,7 +795,7 @@ def load(values: Mapping[str, Any], origin: str, root: Path) -> Study:
     try:
         # JSON and back: Snakemake hands over its own mappings, the schema wants plain ones.
         study = Study.model_validate(include.whole(json.loads(json.dumps(values)), root))
-        lines = list(_missing_files(study, root))
+        lines = list(_missing_files(study, root)) or list(_missing_numbers(study, root))
     except ValidationError as error:
         lines = [line for item in error.errors() for line in _explain(item)]
     except ValueError as error:
@@ -819,6 +820,26 @@ def _missing_files(study: Study, root: Path) -> Iterator[str]:
         checkpoint = llm.checkpoint
         if isinstance(checkpoint, FolderCheckpoint) and not Path(checkpoint.path).is_dir():
             yield f"llms.{name}.checkpoint.path: no such folder: {checkpoint.path!r}"
+
+
+def _missing_numbers(study: Study, root: Path) -> Iterator[str]:
+    """Checks without a number to check against: to be told before hours of evaluation."""
+    for name, table in study.tables.items():
+        if table.tolerance is None:
+            continue
+        with (root / table.reported.file).open(newline="") as file:
+            printed = list(csv.DictReader(file))
+        for i, row in enumerate(table.rows):
+            match = {**table.reported.match, **(row.reported or {})}
+            own = [p for p in printed if all(p.get(k) == str(v) for k, v in match.items())]
+            there = [f"{p['benchmark']} {p['metric']}" for p in own if p["value"]]
+            where = f"tables.{name}.rows.{i}.reported: {table.reported.file!r} has no"
+            if not own:
+                yield f"{where} rows with {match}"
+            for column in table.columns if own else ():
+                wanted = f"{column.printed.benchmark} {column.printed.metric}"
+                if wanted not in there:
+                    yield f"{where} number for {known(wanted, there)}"
 
 
 def _explain(error: Mapping[str, Any]) -> list[str]:

@@ -94,6 +94,12 @@ def metric_name(metric: str) -> str:
     return words.upper() if "@" in words else words.replace("top", "top-")
 
 
+def measured_on(column: Column, settings: TableSettings) -> str:
+    """Data set behind a column, or of how many it is the mean."""
+    num = len(column.measures)
+    return f"mean of {num}" if num > 1 else _datasets(column, settings)[0]
+
+
 def _numbers(
     estimates: Sequence[Estimate | None], name: str, several: bool
 ) -> dict[str, list[float | None]]:
@@ -113,11 +119,9 @@ def _head(settings: TableSettings) -> list[list[str]]:
     benchmarks, datasets = [table.row_header], [""]
     for benchmark, group in groupby(table.columns, key=lambda column: column.benchmark):
         column, *others = group
-        num = len(column.measures)
-        dataset = f"mean of {num}" if num > 1 else _datasets(column, settings)[0]
         # Markdown cannot join cells: a group's name stands over its first column.
         benchmarks += [benchmark] + [""] * len(others)
-        datasets += [f"*{dataset}*"] + [""] * len(others)
+        datasets += [f"*{measured_on(column, settings)}*"] + [""] * len(others)
     rule = ["---"] + ["---:"] * len(table.columns)
     metrics = ["", *(metric_name(column.metric) for column in table.columns)]
     return [benchmarks, rule, datasets, metrics]

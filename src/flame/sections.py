@@ -628,6 +628,14 @@ class Column(Measure):
     reported_metric: str | None = Field(default=None, description="null: the same name")
 
     @property
+    def printed(self) -> Measure:
+        """What it is called in the reported numbers."""
+        return Measure(
+            benchmark=self.reported_benchmark or self.benchmark,
+            metric=self.reported_metric or self.metric,
+        )
+
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """What is behind this column."""
         if not self.mean_of:
@@ -659,13 +667,25 @@ class Row(Section):
 
 
 class Table(Section):
-    """Rows and columns of one table of the paper."""
+    """Rows and columns of one table of the paper, or of a check against published numbers."""
 
     title: str
     row_header: str
     rows: tuple[Row, ...] = Field(min_length=1)
     columns: tuple[Column, ...] = Field(min_length=1)
     reported: Reported
+    tolerance: PositiveFloat | None = Field(
+        default=None,
+        description="points within which a measured number has to be the reported one: makes the "
+        "table a check, with one verdict for each number; null: the table only shows them",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> "Table":
+        for row in self.rows:
+            if self.tolerance is not None and row.reported is None:
+                raise ValueError(f"row {row.label!r} has no reported numbers to be checked against")
+        return self
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import polars as pl
 
-from flame import command, results, verdicts
+from flame import checks, command, render, results, verdicts
 from flame.partial import write_atomic
-from flame.render import Cell, as_csv, as_markdown
+from flame.render import Cell
 from flame.reported import matching, number, read
 from flame.results import Results
 from flame.sections import Column, Row, Table
@@ -27,7 +27,8 @@ def table(
         metrics: JSON files of the evaluate and few-shot stages.
         hits: the Parquet file beside each of them.
         reported: CSV of the paper's numbers, one a row.
-        csv: CSV to write: per column the value, both ends of its interval, the paper's number.
+        csv: CSV to write: per column the value, both ends of its interval, the paper's number;
+            of a table with a tolerance these, and a verdict, in one line for each number.
         markdown: the same, to be read, and the claims of the paper that belong to the table.
         settings: rows, columns and claims.
     """
@@ -38,10 +39,11 @@ def table(
         for row in settings.table.rows
     ]
     judged = [verdicts.judge(claim, answers, {}) for claim in settings.claims]
-    text = as_markdown(cells, settings)
+    form = render if settings.table.tolerance is None else checks
+    text = form.as_markdown(cells, settings)
     if judged:
         text += f"\n**Claims**\n\n{verdicts.as_markdown(judged, settings.datasets)}"
-    write_atomic(csv, as_csv(cells, settings).encode())
+    write_atomic(csv, form.as_csv(cells, settings).encode())
     write_atomic(markdown, text.encode())
 
 
@@ -60,12 +62,11 @@ def cell(answers: Results, printed: pl.DataFrame, table: Table, row: Row, column
         measured = answers.rate(row.run, column.measures)
         if row.gain_over is not None:
             gain = answers.difference(row.run, row.gain_over, column.measures)
-    benchmark = column.reported_benchmark or column.benchmark
-    if row.reported is not None and benchmark in printed["benchmark"]:
-        metric = column.reported_metric or column.metric
-        wanted = {**row.reported, "benchmark": benchmark, "metric": metric}
+    name = column.printed
+    if row.reported is not None and name.benchmark in printed["benchmark"]:
+        wanted = {**row.reported, **name.model_dump()}
         paper = number(printed, table.reported.file, wanted)
-        gains = wanted | {"metric": f"{metric}_gain_over_clip"}
+        gains = wanted | {"metric": f"{name.metric}_gain_over_clip"}
         # Table 7 prints a gain of visual backbones, and none of LLMs.
         if row.gain_over and not matching(printed, table.reported.file, gains).is_empty():
             paper_gain = number(printed, table.reported.file, gains)
