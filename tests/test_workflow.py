@@ -137,6 +137,16 @@ def test_long_jobs_show_a_bar(finished):
         assert re.search(r"100%\|.*\d (captions|images)/s", log.read_text()), log
 
 
+def test_the_report_speaks_of_what_a_study_includes(finished, tmp_path):
+    study = tmp_path / "including.yaml"
+    study.write_text(yaml.safe_dump({"include": ["tests/config/tiny.yaml"]}))
+    done = snakemake(finished, study, "--report", str(tmp_path / "report.html"))
+    assert done.returncode == 0, done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "Table 6. Number of prompts" in page
+    assert "7 data sets" in page
+
+
 # --- what runs anew ------------------------------------------------------------------------
 
 

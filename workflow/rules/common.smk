@@ -30,6 +30,8 @@ def checked_study():
 
 
 study = checked_study()
+# With all that it includes: the captions of the report speak of it.
+config.update(study.model_dump(mode="json"))
 
 
 def one_of(names):
