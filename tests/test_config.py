@@ -165,6 +165,32 @@ BAD = {
         "gallery",
         ["figures.figure_d2: unknown kind of block 'gallery'", "known: prompts, radar, "],
     ),
+    "captions of other images in a figure": (
+        "figures/captions",
+        {
+            "kind": "captions",
+            "title": "x",
+            "datasets": {"own": "scenes", "published": "scenes-long"},
+            "kinds": ["long", "medium"],
+            "llm": "gpt",
+        },
+        [
+            "figures.captions.datasets: 'scenes' and 'scenes-long' are not of one source and split",
+            "figures.captions.kinds: no prompt embeds captions of kind 'medium'",
+            "figures.captions.llm: unknown llm 'gpt'",
+        ],
+    ),
+    "one set of captions in a figure": (
+        "figures/captions",
+        {
+            "kind": "captions",
+            "title": "x",
+            "datasets": {"own": "scenes"},
+            "kinds": ["long"],
+            "llm": "x",
+        },
+        ["figures.captions.datasets: dictionary should have at least 2 items"],
+    ),
     "unknown recipe in the appendix": (
         "appendix/table_a1/recipe",
         "paper",
@@ -309,6 +335,30 @@ def test_stores_hold_the_facets_that_are_used_or_all():
     assert used.embedded_facets(llm, "scenes", "long") == prompt.facets
     # What a tower is made from is the same either way.
     assert used.train_origin("flame-7") == every.train_origin("flame-7")
+
+
+def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
+    changed = change("embedding/facets", "used")
+    plain = load(changed, "study.yaml", ROOT)
+    for name, grammars in (("told", "train"), ("told-again", "held-out")):
+        options = {"split": "told", "images": 8, "long": 1, "grammars": grammars}
+        changed["datasets"][name] = {"source": "scenes", "bundle": "told", "options": options}
+    changed["figures"]["captions"] = {
+        "kind": "captions",
+        "title": "x",
+        "datasets": {"one": "told", "other": "told-again"},
+        "kinds": ["long"],
+        "llm": "smollm2-135m",
+    }
+    study = load(changed, "study.yaml", ROOT)
+    assert study.figure_stores("captions") == (("smollm2-135m", "told", "long"),)
+    embedded = study.embed_settings("smollm2-135m", "told", "long", 0)
+    assert embedded.datasets == ("told", "told-again")
+    assert tuple(embedded.facets) == study.prompts["long"].default
+    assert study.figure_settings("captions").averaged == {"long": study.prompts["long"].default}
+    # Other stores are what they were.
+    other = ("smollm2-135m", "scenes", "long", 0)
+    assert study.embed_settings(*other) == plain.embed_settings(*other)
 
 
 def test_tables_pull_what_they_are_made_of(study):

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
 from answers import counted, write
-from flame import checkpoints, figures
+from flame import checkpoints, figures, store
 from flame.datasets import Sample
 from flame.figure import figure
-from flame.figures import examples, mask, overhead
+from flame.figures import captions, examples, mask, overhead
 from flame.llm import FrozenLLM, facet_mask
 from flame.settings import FigureSettings
 from flame.shards import ShardWriter
@@ -127,7 +128,7 @@ def returned(folder: Path, best: list[int]) -> Path:
 
 
 def test_every_kind_of_figure_has_a_module_that_draws():
-    for kind in ("prompts", "radar", "mask", "overhead", "examples", "words"):
+    for kind in ("prompts", "radar", "mask", "overhead", "examples", "words", "captions"):
         assert callable(figures.module(kind).draw)
     with pytest.raises(ValueError, match=r"'radr' \(did you mean 'radar'\?\)"):
         figures.module("radr")
@@ -330,6 +331,100 @@ def test_words_stand_on_their_patches(tmp_path, dots):
     assert alphas[0] == 1
     assert axes.texts[3].get_fontsize() < axes.texts[0].get_fontsize()
     assert axes.get_xlabel() == "dot"
+
+
+def told(folder: Path, name: str, texts: dict[str, list[str]], vectors: dict[str, list]) -> None:
+    """Long captions of some images, and a vector of each in a store of its own."""
+    (folder / name).mkdir(parents=True)
+    rows = [(key, "long", text, "") for key, found in texts.items() for text in found]
+    rows += [(key, "raw", "raw", "") for key in texts]
+    table = pl.DataFrame(rows, schema=["key", "kind", "text", "flags"], orient="row")
+    table.write_parquet(folder / name / "captions.parquet")
+    path, keys = folder / f"{name}.zarr", [row[0] for row in rows if row[1] == "long"]
+    store.create(path, {"kind": "long", "facets": SUFFIXES, "part": 0, "parts": 1})
+    writer = store.Writer(path, name, keys=keys, facets=[*SUFFIXES], dim=2)
+    each = [[vectors[key], vectors[key]] for key in keys]
+    writer.write(range(len(keys)), np.array(each, np.float32))
+
+
+TEXTS = {"a": ["A red, red apple."], "b": ["It's a well-lit room."], "c": ["A cat"]}
+VECTORS = {"a": [1, 0], "b": [0, 1], "c": [0, -1]}
+
+
+def compared(folder: Path) -> list[Path]:
+    return [folder / name for name in ("own", "other", "own.zarr", "other.zarr")]
+
+
+def captions_figure():
+    return settings(
+        {
+            "kind": "captions",
+            "datasets": {"ours": "own", "theirs": "other"},
+            "kinds": ["long"],
+            "llm": "tiny",
+        },
+        averaged={"long": tuple(SUFFIXES)},
+    )
+
+
+def test_two_captioners_that_write_the_same_are_alike_in_all(tmp_path):
+    for name in ("own", "other"):
+        told(tmp_path, name, TEXTS, VECTORS)
+    picture = drawn(compared(tmp_path), captions_figure())
+    lengths, vocabulary, similarity = picture.axes
+    heads = [axes.get_legend().get_title().get_text() for axes in picture.axes]
+    assert heads[1] == "Vocabulary of long captions: 100 % in common"
+    legends = [[t.get_text() for t in axes.get_legend().get_texts()] for axes in picture.axes]
+    assert legends == [
+        ["ours: median 4", "theirs: median 4"],
+        ["ours: 7 words, 100.0 % known", "theirs: 7 words, 100.0 % known"],
+        ["same image: median 1.000, nearest in 100.0 %", "other images: median 0.000"],
+    ]
+    for axes in (lengths, vocabulary):
+        first, second = axes.lines
+        assert first.get_xydata().tolist() == second.get_xydata().tolist()
+    # In all, a hundred percent of the captions and of the pairs are shown.
+    for line in (*lengths.lines, *similarity.lines):
+        assert sum(line.get_ydata()) / 2 == pytest.approx(100)
+    assert vocabulary.lines[0].get_xydata().tolist() == [[0, 0], [4, 3], [8, 6], [10, 7]]
+    assert [text for text in picture.texts if "3 images; embeddings of tiny" in text.get_text()]
+
+
+def test_captions_are_matched_by_key_and_the_first_of_an_image_counts(tmp_path):
+    told(tmp_path, "own", TEXTS, VECTORS)
+    others = {"c": ["Other cat", "second"], "x": ["Not there"], "a": ["Other apple"]}
+    told(tmp_path, "other", others, {"c": [3, 0], "x": [9, 9], "a": [0, 5]})
+    own, other, *stores = compared(tmp_path)
+    first, second = captions.matched([own, other], stores, "long", [*SUFFIXES])
+    assert first.texts == ["A red, red apple.", "A cat"]
+    assert second.texts == ["Other apple", "Other cat"]
+    assert first.features.tolist() == [[1, 0], [0, -1]]
+    assert second.features.tolist() == [[0, 1], [1, 0]]
+
+
+def test_captions_of_no_common_image_are_refused(tmp_path):
+    told(tmp_path, "own", {"a": ["one"]}, {"a": [1, 0]})
+    told(tmp_path, "other", {"b": ["two"]}, {"b": [1, 0]})
+    with pytest.raises(ValueError, match="0 images have long captions in 'own' and 'other'"):
+        drawn(compared(tmp_path), captions_figure())
+
+
+def test_words_are_counted_and_what_is_shared_of_them():
+    own = captions.words_of(["A red, RED apple!", "It's a well-lit room"])
+    assert own == [["a", "red", "red", "apple"], ["it's", "a", "well-lit", "room"]]
+    assert captions.growth(own) == ([0, 4, 8], [0, 3, 6])
+    other = [["a", "room"], ["green"]]
+    # Of 7 distinct words 2 are in both; of our 8 words "a", "a", "room"; of their 3 "a", "room".
+    assert captions.shared(own, other) == (2 / 7, 3 / 8, 2 / 3)
+
+
+def test_similarity_is_that_of_the_same_image_beside_that_of_another():
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    second = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, -1.0]])
+    found = captions.similarity(first, second)
+    np.testing.assert_allclose(found.same, [1, 0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(found.other, [0, 0, 0.96], atol=1e-6)
+    assert found.nearest == pytest.approx(2 / 3)
 
 
 def test_inputs_that_are_missing_are_named(tmp_path, dots):

@@ -103,6 +103,9 @@ def test_the_plan_of_the_paper_tells_all(paper, monkeypatch):
         "| cc3m | minicpm | 2,905,954 | 24 | 135 |",
         # 2,905,954 captions x 9 facets x 5,120 values x 2 bytes
         "267.8 GB | 134.0 GB | 133.9 GB |",
+        # The two of the figure of captions: one caption an image, and no second set of images.
+        "| mistral-nemo | captioners/long | 10,000 | 9 |",
+        "| cc3m-published | published-cc3m | 5,000 | 1 | 0.0 |",
         "None of this was measured.",
     ):
         assert words in told

@@ -24,6 +24,7 @@ from flame.sections import (
     Benchmark,
     Bootstrap,
     Captioner,
+    CaptionsFigure,
     Claim,
     ClipRun,
     Dataset,
@@ -187,6 +188,8 @@ class Study(Section):
         for name, figure in self.figures.items():
             if isinstance(figure, MaskFigure):
                 yield from self._mask_mistakes(f"figures.{name}", figure)
+            if isinstance(figure, CaptionsFigure):
+                yield from self._captions_mistakes(f"figures.{name}", figure)
 
     def _mask_mistakes(self, path: str, figure: MaskFigure) -> Iterator[tuple[str, str]]:
         if figure.llm not in self.llms:
@@ -196,6 +199,22 @@ class Study(Section):
         for facet in figure.facets:
             if facet not in self.facets:
                 yield f"{path}.facets", f"unknown facet {known(facet, self.facets)}"
+
+    def _captions_mistakes(self, path: str, figure: CaptionsFigure) -> Iterator[tuple[str, str]]:
+        if figure.llm not in self.llms:
+            yield f"{path}.llm", f"unknown llm {known(figure.llm, self.llms)}"
+        for kind in figure.kinds:
+            if kind not in self._prompt_of_kind:
+                kinds = known(kind, self._prompt_of_kind)
+                yield f"{path}.kinds", f"no prompt embeds captions of kind {kinds}"
+        unknown = [name for name in figure.datasets.values() if name not in self.datasets]
+        for name in unknown:
+            yield f"{path}.datasets", f"unknown dataset {known(name, self.datasets)}"
+        sets = [self.datasets[name] for name in figure.datasets.values() if name not in unknown]
+        # Keys of other images may well be the same: 000000000 is the first one of every split.
+        if len({(d.source, str(d.options.get("split"))) for d in sets}) > 1:
+            first, second = figure.datasets.values()
+            yield f"{path}.datasets", f"{first!r} and {second!r} are not of one source and split"
 
     def _prompt_mistakes(self) -> Iterator[tuple[str, str]]:
         owner: dict[str, str] = {}
@@ -379,6 +398,8 @@ class Study(Section):
             for question in self.questions(name, bundle):
                 if kind in (question.captions, question.negatives):
                     used.update(question.facets)
+        if any((llm, bundle, kind) in self.figure_stores(name) for name in self.figures):
+            used.update(prompt.default)
         return tuple(facet for facet in prompt.facets if facet in used)
 
     def parts(self, bundle: str, kind: str) -> int:
@@ -390,11 +411,13 @@ class Study(Section):
         )
 
     def bundle_datasets(self, bundle: str, kind: str) -> tuple[str, ...]:
-        """Data sets of a bundle whose captions of a kind some run or benchmark uses."""
+        """Data sets of a bundle whose captions of a kind some run, benchmark or figure uses."""
         flame = [r for r in self.runs.values() if isinstance(r, FlameRun) and not r.weights]
         used = {run.dataset for run in flame if kind in run.targets}
         asked = [b for b in self.benchmarks.values() if b.task != FEWSHOT]
         used |= {b.dataset for b in asked if kind in (b.captions, b.negatives)}
+        compared = [f for f in self.figures.values() if isinstance(f, CaptionsFigure)]
+        used |= {name for f in compared if kind in f.kinds for name in f.datasets.values()}
         return tuple(n for n in self.datasets if n in used and self.bundle(n) == bundle)
 
     def questions(self, training: str, bundle: str) -> tuple[Question, ...]:
@@ -456,6 +479,14 @@ class Study(Section):
     def figure_results(self, name: str) -> tuple[str, ...]:
         """Results that a figure is made of."""
         return self.results(*self._figure_use(self.figures[name]))
+
+    def figure_stores(self, name: str) -> tuple[tuple[str, str, str], ...]:
+        """LLM, bundle and caption kind of every store that a figure is drawn from."""
+        figure = self.figures[name]
+        if not isinstance(figure, CaptionsFigure):
+            return ()
+        bundles = dict.fromkeys(map(self.bundle, figure.datasets.values()))
+        return tuple((figure.llm, bundle, kind) for kind in figure.kinds for bundle in bundles)
 
     def _claims_under(self, table: str) -> tuple[Claim, ...]:
         return tuple(c for c in self.claims.values() if c.table == table and c.untested is None)
@@ -752,17 +783,20 @@ class Study(Section):
     def figure_settings(self, name: str) -> FigureSettings:
         """Settings of one figure."""
         figure = self.figures[name]
-        prefix, facets = None, {}
+        prefix, facets, averaged = None, {}, {}
         if isinstance(figure, MaskFigure):
             prompt = self.prompts[figure.prompt]
             prefix = prompt.prefix
             facets = {name: prompt.suffix(self.facets[name].text) for name in figure.facets}
+        if isinstance(figure, CaptionsFigure):
+            averaged = {kind: self.prompt_of(kind).default for kind in figure.kinds}
         return FigureSettings(
             study=self.study,
             name=name,
             figure=figure,
             prefix=prefix,
             facets=facets,
+            averaged=averaged,
             version=VERSION["figure"],
             **self._named((), *self._figure_use(figure)),
         )

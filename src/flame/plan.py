@@ -131,6 +131,9 @@ class Plan:
             for question in self.study.questions(name, place):
                 kinds = filter(None, (question.captions, question.negatives))
                 found |= dict.fromkeys(Store(run.llm, place, kind) for kind in kinds)
+        for name in self.only:
+            if name in self.study.figures:
+                found |= dict.fromkeys(Store(*place) for place in self.study.figure_stores(name))
         if self.has_overhead and self.study.overhead:
             run = self.study.flame_run(self.study.overhead.run)
             found |= dict.fromkeys(self._of_training(run))
@@ -231,15 +234,15 @@ class Plan:
         return there
 
     def rows(self, store: Store) -> int:
-        """Captions in a store: one an image in a training set, a few in a benchmark."""
+        """Captions in a store: one an image where it is trained on or captioned, else a few."""
         rows = 0
         for name in self.study.bundle_datasets(store.bundle, store.kind):
             images = self.study.datasets[name].images
-            is_trained = any(
+            is_one = self.study.captioner_of(name, store.kind) is not None or any(
                 self.study.trained(t) and self.study.dataset_of(t) == name for t in self.towers
             )
             is_class = store.kind == "class"
-            rows += images if is_trained else CLASS_TEXTS if is_class else ROWS_OF_IMAGE * images
+            rows += images if is_one else CLASS_TEXTS if is_class else ROWS_OF_IMAGE * images
         return rows
 
     def _hours(self, flop: float, use: float) -> float:
@@ -282,8 +285,12 @@ class Plan:
         lines = []
         for source, names in sources.items():
             card = module(source).CARD
-            splits = {str(self.study.datasets[n].options.get("split")): n for n in names}
-            images = sum(self.study.datasets[n].images for n in splits.values())
+            splits: dict[str, int] = {}
+            for name in names:
+                chosen = self.study.datasets[name]
+                split = str(chosen.options.get("split"))
+                splits[split] = max(chosen.images, splits.get(split, 0))
+            images = sum(splits.values())
             is_told = card.bytes is not None
             size = card.bytes if card.bytes is not None else BYTES_OF_IMAGE * images
             # What is fetched stays, and the images stand in our tar shards besides.

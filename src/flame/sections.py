@@ -801,8 +801,29 @@ class WordsFigure(_Figure):
     benchmark: str
 
 
+class CaptionsFigure(_Figure):
+    """Captions of the same images by two captioners: their lengths, words and embeddings."""
+
+    kind: Literal["captions"]
+    datasets: dict[str, str] = Field(
+        min_length=2,
+        max_length=2,
+        description="label -> data set: the same images, captioned twice",
+    )
+    kinds: tuple[str, ...] = Field(
+        min_length=1, description="caption kinds, one row of panels each"
+    )
+    llm: str = Field(description="whose embeddings are compared")
+
+
 Figure = Annotated[
-    PromptsFigure | RadarFigure | MaskFigure | OverheadFigure | ExamplesFigure | WordsFigure,
+    PromptsFigure
+    | RadarFigure
+    | MaskFigure
+    | OverheadFigure
+    | ExamplesFigure
+    | WordsFigure
+    | CaptionsFigure,
     Field(discriminator="kind"),
 ]
 

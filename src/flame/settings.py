@@ -270,3 +270,6 @@ class FigureSettings(_Compared):
     figure: Figure
     prefix: tuple[str, str] | None = Field(description="of the prompt, for a mask")
     facets: dict[str, str] = Field(description="name -> suffix, for a mask")
+    averaged: dict[str, tuple[str, ...]] = Field(
+        default={}, description="caption kind -> facets whose vectors are averaged, for captions"
+    )

@@ -181,7 +181,7 @@ def embed_datasets(wildcards):
     datasets = study.bundle_datasets(wildcards.bundle, wildcards.kind)
     if not datasets or int(wildcards.part) >= study.parts(wildcards.bundle, wildcards.kind):
         store = f"{wildcards.bundle}/{wildcards.kind}/{wildcards.part}.zarr"
-        raise WorkflowError(f"no run or benchmark of the study uses a store {store!r}")
+        raise WorkflowError(f"no run, benchmark or figure of the study uses a store {store!r}")
     return [captions_folder(dataset, wildcards.kind) for dataset in datasets]
 
 
@@ -403,7 +403,22 @@ def figure_inputs(wildcards):
         case "examples":
             dataset = study.benchmarks[figure.benchmark].dataset
             return [*result_files(results, "parquet"), f"resources/datasets/{dataset}"]
+        case "captions":
+            stores = [
+                p for place in study.figure_stores(wildcards.figure) for p in store_files(*place)
+            ]
+            return [*figure_captions(figure), *stores]
     return result_files(results, "json") + result_files(results, "parquet")
+
+
+def figure_captions(figure):
+    """One folder with all captions of each data set that a figure compares."""
+    folders = []
+    for dataset in figure.datasets.values():
+        written = [kind for kind in figure.kinds if study.captioner_of(dataset, kind)]
+        # A captioner's folder has the data set's other kinds, too.
+        folders.append(captions_folder(dataset, (written or figure.kinds)[0]))
+    return folders
 
 
 def figure_settings(wildcards):
