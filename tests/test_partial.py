@@ -132,11 +132,25 @@ def test_heart_beats(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
+def test_what_a_killed_writer_left_aside_is_not_published(tmp_path):
+    output = tmp_path / "out"
+    interrupted(output, {"a": 1})
+    (tmp_path / "out.partial/content/.tmp-checkpoint").write_text("half")
+    with partial(output, {"a": 1}):
+        pass
+    assert [p.name for p in output.iterdir()] == ["chunk"]
+
+
 def test_write_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path):
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+
     path = tmp_path / "a.json"
     write_atomic(path, b"old")
     with pytest.raises(ZeroDivisionError):
-        write_atomic(path, lambda temporary: temporary.write_text(str(1 / 0)))
+        write_atomic(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_bytes() == b"old"
     write_atomic(path, lambda temporary: temporary.write_text("new"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

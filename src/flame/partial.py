@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0  # seconds between two signs of life of a lease
 STALE = 120.0  # seconds without a sign of life after which a lease counts for nothing
+ASIDE = ".tmp-"  # before the name of a file that is being written
 
 
 class BusyError(OSError):
@@ -63,14 +64,18 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
         path: file to write or replace.
         content: its bytes, or a function that writes them to the path that it is given.
     """
-    temporary = path.with_name(f".tmp-{path.name}")  # keeps the suffix: some writers go by it
-    if callable(content):
-        content(temporary)
-    else:
-        temporary.write_bytes(content)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f"{ASIDE}{path.name}")  # keeps the suffix: some writers go by it
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: Path) -> str:
@@ -87,6 +92,8 @@ def _content(aside: Path, fingerprint: Mapping[str, Any]) -> Path:
         shutil.rmtree(content)
     write_atomic(record, wanted)
     content.mkdir(exist_ok=True)
+    for torn in content.rglob(f"{ASIDE}*"):  # its writer was killed
+        torn.unlink()
     return content
 
 
