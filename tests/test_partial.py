@@ -1,5 +1,6 @@
 """An output appears whole; what an interrupted job left is kept for the same inputs, by one job."""
 
+import errno
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flame import partial as module
-from flame.partial import BusyError, partial, write_atomic
+from flame.partial import BusyError, NoRoomError, partial, write_atomic
 
 
 class Killed(BaseException):
@@ -155,3 +156,30 @@ def test_write_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path):
     write_atomic(path, lambda temporary: temporary.write_text("new"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_a_full_disk_names_the_file(tmp_path, error):
+    """Python's own error does not, where a file is open already."""
+
+    def write(temporary: Path) -> None:
+        raise error
+
+    with pytest.raises(NoRoomError, match=r"make room and run again: .*/table.csv'$"):
+        write_atomic(tmp_path / "table.csv", write)
+    with pytest.raises(NoRoomError, match=r"/out\.partial'$"), partial(tmp_path / "out", {}):
+        raise error
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output") as told, partial(tmp_path / "out", {}):
+        raise error
+    assert told.value is error

@@ -45,8 +45,8 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from flame import progress
+from flame.partial import FULL, NoRoomError, write_atomic
 from flame.partial import sha256 as file_sha256
-from flame.partial import write_atomic
 from flame.sections import known
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,6 @@ BROKEN_OFF = (
     requests.exceptions.ChunkedEncodingError,
 )
 EXPANSION = 20  # an archive of more than so many times its size, and a GB, is taken for a bomb
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # --- a hub ------------------------------------------------------------------------------------
@@ -335,7 +334,7 @@ def _explained(repo: str, revision: str, kind: str, folder: Path) -> Iterator[No
             "run again"
         ) from error
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in FULL:
             raise _no_room(folder, repo, error) from error
         raise ValueError(
             f"cannot fetch {repo!r} from {where}: {_cause(error)}; what came is kept in {folder}, "
@@ -405,7 +404,7 @@ def archive(url: str, folder: Path, sha256: str | None = None, size: int | None 
         except requests.RequestException as error:
             raise OSError(f"cannot fetch {url}: {_cause(error)}; {_kept(aside)}") from error
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in FULL:
                 raise _no_room(folder, name, error) from error
             raise
         tag.unlink(missing_ok=True)
@@ -567,7 +566,7 @@ def extract(archive: Path, folder: Path, *, max_bytes: int | None = None) -> Pat
                 f"{archive} is no whole archive ({error}): delete it and run again"
             ) from error
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in FULL:
                 raise _no_room(folder, archive.name, error) from error
             raise
         (aside / SOURCE).write_text(json.dumps(origin))
@@ -670,13 +669,13 @@ def _alone(folder: Path) -> Iterator[None]:
 def _check_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
+        raise NoRoomError(
             errno.ENOSPC, f"{what} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free", folder
         )
 
 
 def _no_room(folder: Path, what: str, error: OSError) -> OSError:
-    return OSError(
+    return NoRoomError(
         error.errno,
         f"no room for {what} ({error.strerror}): what came is kept, make room and run again",
         str(folder),

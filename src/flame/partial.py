@@ -1,10 +1,12 @@
 """Output that is written aside, goes on after an interruption, and appears when it is complete."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -20,10 +22,15 @@ log = logging.getLogger(__name__)
 HEARTBEAT = 10.0  # seconds between two signs of life of a lease
 STALE = 120.0  # seconds without a sign of life after which a lease counts for nothing
 ASIDE = ".tmp-"  # before the name of a file that is being written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BusyError(OSError):
     """Another job holds the output."""
+
+
+class NoRoomError(OSError):
+    """A disk is full, or what may be written on it is used up."""
 
 
 @contextmanager
@@ -45,9 +52,10 @@ def partial(
 
     Raises:
         BusyError: a job that lives, on this or another host, writes the same output.
+        NoRoomError: the disk is full.
     """
     aside = output.with_name(output.name + ".partial")
-    with _lease(aside / "lease.json") as check:
+    with _room(aside), _lease(aside / "lease.json") as check:
         content = _content(aside, fingerprint)
         yield content
         check()
@@ -63,16 +71,20 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
     Args:
         path: file to write or replace.
         content: its bytes, or a function that writes them to the path that it is given.
+
+    Raises:
+        NoRoomError: the disk is full.
     """
     temporary = path.with_name(f"{ASIDE}{path.name}")  # keeps the suffix: some writers go by it
     try:
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _room(path):
+            if callable(content):
+                content(temporary)
+            else:
+                temporary.write_bytes(content)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -95,6 +107,23 @@ def _content(aside: Path, fingerprint: Mapping[str, Any]) -> Path:
     for torn in content.rglob(f"{ASIDE}*"):  # its writer was killed
         torn.unlink()
     return content
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """A full disk, in whatever words a library has for it, as an error that names the file."""
+    try:
+        yield
+    except NoRoomError:
+        raise
+    except Exception as error:
+        # Libraries in Rust have no errno, but the same words for all errors of the system.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in FULL:
+            raise
+        words = f"{os.strerror(number)}: make room and run again"
+        raise NoRoomError(number, words, str(path)) from error
 
 
 @contextmanager
