@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -107,6 +108,31 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once(tmp_path):
     hold(tmp_path / "out", host=socket.gethostname(), pid=dead_pid())
     with partial(tmp_path / "out", {}):
         pass
+
+
+def test_the_lease_of_a_process_whose_number_is_anothers_is_taken_over(tmp_path):
+    """As in a container that was started anew: this process itself may have the number."""
+    mine = {"host": socket.gethostname(), "pid": os.getpid()}
+    hold(tmp_path / "out", **mine, began=module._began(os.getpid()))
+    with pytest.raises(BusyError), partial(tmp_path / "out", {}):
+        pass
+    hold(tmp_path / "out", **mine, began="1")
+    with partial(tmp_path / "out", {}):
+        pass
+
+
+def test_the_lease_of_a_zombie_is_taken_over(tmp_path):
+    """A killed job whose parent does not ask after it, as where PID 1 is no init."""
+    zombie = subprocess.Popen(["sleep", "100"])
+    began = module._began(zombie.pid)
+    hold(tmp_path / "out", host=socket.gethostname(), pid=zombie.pid, began=began)
+    with pytest.raises(BusyError), partial(tmp_path / "out", {}):
+        pass
+    zombie.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    with partial(tmp_path / "out", {}):
+        pass
+    zombie.wait()
 
 
 def test_a_torn_lease_is_taken_over(tmp_path):

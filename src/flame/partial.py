@@ -136,7 +136,8 @@ def _lease(path: Path) -> Iterator[Callable[[], None]]:
         if holder:
             log.info("%s was left by %s", path.parent, _job(holder))
         job_id = os.environ.get("SLURM_JOB_ID")
-        lease = {"token": token, "host": _host(), "pid": os.getpid(), "slurm_job": job_id}
+        here = {"host": _host(), "pid": os.getpid(), "began": _began(os.getpid())}
+        lease = {"token": token, **here, "slurm_job": job_id}
         file.truncate(0)
         json.dump(lease, file)
 
@@ -187,19 +188,29 @@ def _job(holder: Mapping[str, Any]) -> str:
 
 
 def _alive(holder: Mapping[str, Any], path: Path) -> bool:
-    if holder["host"] == _host() and not _runs(holder["pid"]):
+    if holder["host"] == _host() and not _runs(holder["pid"], holder.get("began")):
         return False
     return time.time() - path.stat().st_mtime < STALE
 
 
-def _runs(pid: int) -> bool:
+def _runs(pid: int, began: str | None) -> bool:
+    """Whether the process still runs: its number may be another's by now, as in a new container."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # it is another user's
         pass
-    return True
+    return began is None or began == _began(pid)
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, as Linux counts; None of one that ended, and where that is not told."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else fields[18]  # a zombie waits for its parent, but has ended
 
 
 def _host() -> str:
