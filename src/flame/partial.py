@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0  # seconds between two signs of life of a lease
 STALE = 120.0  # seconds without a sign of life after which a lease counts for nothing
-ASIDE = ".tmp-"  # before the name of a file that is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -75,7 +74,7 @@ def write_atomic(path: Path, content: bytes | Callable[[Path], Any]) -> None:
     Raises:
         NoRoomError: the disk is full.
     """
-    temporary = path.with_name(f"{ASIDE}{path.name}")  # keeps the suffix: some writers go by it
+    temporary = path.with_name(f".tmp-{path.name}")  # keeps the suffix: some writers go by it
     try:
         with _room(path):
             if callable(content):
@@ -104,7 +103,7 @@ def _content(aside: Path, fingerprint: Mapping[str, Any]) -> Path:
         shutil.rmtree(content)
     write_atomic(record, wanted)
     content.mkdir(exist_ok=True)
-    for torn in content.rglob(f"{ASIDE}*"):  # its writer was killed
+    for torn in content.rglob(".tmp*"):  # of `write_atomic` or of safetensors, if it was killed
         torn.unlink()
     return content
 
