@@ -38,6 +38,8 @@ def main(stage: Callable[..., None] | Mapping[str, Callable[..., None]]) -> None
             if os.environ.get("FLAME_TRACEBACK"):
                 raise
             sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done but to end
 
 
 def _json_argument(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
@@ -55,4 +57,5 @@ def _json_argument(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # both a scheduler and Snakemake may send one
     sys.exit(128 + signum)
