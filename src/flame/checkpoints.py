@@ -98,6 +98,8 @@ def from_hub(repo: str, revision: str, out: Path) -> None:
             f"{repo!r} is gated: ask for access on its hub page,"
             " then set HF_TOKEN to a token of that account"
         ) from error
+    # When each file came, and what of it a killed job had.
+    shutil.rmtree(out / ".cache", ignore_errors=True)
     _describe(out, f"hub:{repo}@{revision}", None)
 
 
