@@ -333,6 +333,8 @@ def _explained(repo: str, revision: str, kind: str, folder: Path) -> Iterator[No
             f"cannot fetch {repo!r} from {where}: {_cause(error)}; what came is kept in {folder}, "
             "run again"
         ) from error
+    except NoRoomError:
+        raise
     except OSError as error:
         if error.errno in FULL:
             raise _no_room(folder, repo, error) from error
@@ -403,6 +405,8 @@ def archive(url: str, folder: Path, sha256: str | None = None, size: int | None 
             aside.rename(path)
         except requests.RequestException as error:
             raise OSError(f"cannot fetch {url}: {_cause(error)}; {_kept(aside)}") from error
+        except NoRoomError:
+            raise
         except OSError as error:
             if error.errno in FULL:
                 raise _no_room(folder, name, error) from error
@@ -669,9 +673,9 @@ def _alone(folder: Path) -> Iterator[None]:
 def _check_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise NoRoomError(
-            errno.ENOSPC, f"{what} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free", folder
-        )
+        lack = f"it needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+        words = f"no room for {what}: {lack}; make room and run again"
+        raise NoRoomError(errno.ENOSPC, words, str(folder))
 
 
 def _no_room(folder: Path, what: str, error: OSError) -> OSError:
