@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -194,6 +195,7 @@ def test_write_atomic_leaves_the_old_file_when_the_writer_fails(tmp_path):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
         RuntimeError("Error while serializing: I/O error: No space left (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     ],
 )
 def test_a_full_disk_names_the_file(tmp_path, error):

@@ -116,9 +116,9 @@ def _room(path: Path) -> Iterator[None]:
     except NoRoomError:
         raise
     except Exception as error:
-        # Libraries in Rust have no errno, but the same words for all errors of the system.
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(told[1]) if told else getattr(error, "errno", None)
+        # Neither libraries in Rust nor shutil.copytree have an errno, but all name it.
+        told = re.search(r"\b(?:Errno|os error) (\d+)\b", str(error))
+        number = int(told[1]) if told else 0
         if number not in FULL:
             raise
         words = f"{os.strerror(number)}: make room and run again"
