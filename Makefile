@@ -1,16 +1,17 @@
 # Each target sets up what it needs first. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 CORES ?= all
+KILLS ?= 20
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where it is set, every job would compile all of torch anew: half of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test lint format bench docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults lint format bench docs lock unlock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/.ready: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -41,6 +42,9 @@ tiny: setup ## the whole way of the data at toy size, in results of its own
 
 test: setup ## all tests
 	$(BIN)/python -m pytest
+
+test-faults: setup ## every stage killed KILLS times, and the whole workflow: docs/faults.md
+	$(BIN)/python -m pytest tests/faults --kills $(KILLS)
 
 lint: setup ## what CI checks besides tests
 	$(BIN)/ruff check

@@ -1,0 +1,215 @@
+"""Programs of the package without the seconds that torch takes to be imported, and with faults.
+
+A process imports everything once, and every program that is asked for is forked from it. From there
+on it is `python -m flame.<stage>`: the same code, arguments, streams, signals and end. What differs
+can only be asked for: smaller constants, a signal at the n-th step on disk, a limit to files.
+
+    with Nursery() as nursery:
+        child = nursery.start("flame.embed", ["--llm", ...], cwd=folder, log=folder / "log")
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STAGES = ["caption", "claims", "download", "embed", "evaluate"]
+STAGES += ["export", "fewshot", "figure", "table", "train"]
+# What stages import while they run.
+LATE = ["transformers.models.llama.modeling_llama", "transformers.modeling_utils", "timm", "tyro"]
+LATE += ["flame.checkpoints", "flame.clip", "flame.datasets.scenes", "flame.tasks.retrieval"]
+LATE += ["matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"]
+CHANGES_DISK = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass
+class Child:
+    """A program that was started; `wait` is to be called once."""
+
+    pid: int
+    nursery: "Nursery"
+
+    def wait(self) -> int:
+        """Exit status, or minus the signal that ended it."""
+        return self.nursery.ask(do="wait", pid=self.pid)
+
+    def kill(self, sent: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal, then wait: until then the process cannot have become another one."""
+        os.kill(self.pid, sent)
+        return self.wait()
+
+
+class Nursery:
+    """The process that programs are forked from."""
+
+    def __init__(self, environment: Mapping[str, str] = {}) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+        )
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def ask(self, **message: Any) -> int:
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        log: Path,
+        constants: Mapping[str, object] = {},
+        step: int | None = None,
+        sends: signal.Signals = signal.SIGKILL,
+        file_limit: int | None = None,
+    ) -> Child:
+        """Start a program.
+
+        Args:
+            module: such as `flame.embed`.
+            arguments: of its command line.
+            cwd: folder to run it in.
+            log: file to which its streams are appended; a dot for every step on disk goes to
+                `<log>.steps`.
+            constants: dotted name -> value, such as `flame.store.SHARD_ROWS`.
+            step: number of the step on disk, from 1, before which it sends itself a signal.
+            sends: the signal.
+            file_limit: bytes to which its files can grow.
+        """
+        pid = self.ask(
+            do="start",
+            module=module,
+            arguments=[*arguments],
+            cwd=str(cwd),
+            log=str(log),
+            constants=dict(constants),
+            step=step,
+            sends=sends,
+            file_limit=file_limit,
+        )
+        return Child(pid, self)
+
+
+def _serve() -> dict[str, Any] | None:
+    """Answer requests: in every child with its own, in the parent with None at the end."""
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["do"] == "wait":
+            _, status = os.waitpid(message["pid"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return message
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+    return None
+
+
+def _count_steps(cwd: str, path: str, step: int | None, sends: int) -> None:
+    """From here on every change of a file or folder under `cwd` is a step."""
+    steps, done = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event == "open":
+            name, _, flags = arguments
+            counts = bool(flags & WRITING) and _is_under(cwd, name)
+        else:
+            counts = event in CHANGES_DISK and _is_under(cwd, arguments[0])
+        if counts:
+            done += 1
+            if done == step:
+                os.kill(os.getpid(), sends)
+            os.write(steps, b".")
+
+    sys.addaudithook(hook)
+
+
+def _is_under(cwd: str, name: object) -> bool:
+    """A name without a folder is one of a folder that is being taken away, entry by entry."""
+    path = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
+    return path.startswith(cwd) or (path != "" and not path.startswith("/"))
+
+
+def _become(message: Mapping[str, Any]) -> None:
+    """Everything of a program but its code."""
+    os.setsid()
+    os.chdir(message["cwd"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    for name, value in message["constants"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant)
+        setattr(importlib.import_module(module), constant, value)
+    _count_steps(message["cwd"], message["log"] + ".steps", message["step"], message["sends"])
+    if message["file_limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (message["file_limit"],) * 2)
+    sys.argv = [message["module"], *message["arguments"]]
+
+
+def _run(module: str) -> int:
+    """Run a module to the end as `python -m` does, and give the status that it would end with."""
+    sys.modules.pop(module)  # it runs as __main__
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(end.code + "\n")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _leave(status: int) -> None:
+    """End without taking all modules apart, which takes longer than what a tiny program does."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder, which `python -m` would not have
+    for name in (*LATE, *(f"flame.{stage}" for stage in STAGES)):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a child would copy every page in which an object is looked at
+    asked = _serve()
+    if asked is None:
+        os._exit(0)
+    _become(asked)
+    _leave(_run(asked["module"]))

@@ -1,0 +1,213 @@
+"""The commands of a tiny study, stage by stage, and what has to be there once each has run."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import test_workflow
+from nursery import Child, Nursery
+
+STUDY = Path(__file__).with_name("study.yaml")
+EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table asks for these
+# Several shards, so that a store can be interrupted between two of them.
+CONSTANTS = {"flame.store.SHARD_ROWS": 8, "flame.store.CHUNK_ROWS": 8, "flame.fetch.BLOCK": 4096}
+CLOCK = {"seconds", "images_per_second", "data_wait"}  # what a clock says
+# Beside the results: locks, records of what came from a hub, what Snakemake and tests need.
+BESIDE = re.compile(
+    r"(^|/)(\.flame-lock|\.flame-source\.json|\.snakemake|logs|filler)(/|$)"
+    r"|^resources/raw/.*/\.cache/"
+)
+ORPHAN = re.compile(r"\.partial$|\.partial\.tag$|\.incomplete$|^\.tmp|^lease\.json$|^replaced-")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the workflow.
+
+    Args:
+        name: of its rule.
+        module: that is run.
+        arguments: of its command line.
+        outputs: files and folders that it makes, relative to where it runs.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A folder in which every stage ran undisturbed, and how long each took.
+
+    Args:
+        folder: with all inputs and outputs.
+        stages: by the name of their rule; where a rule has several jobs, the last of them.
+        seconds: of every stage.
+        steps: changes that every stage made on disk.
+    """
+
+    folder: Path
+    stages: Mapping[str, Stage]
+    seconds: Mapping[str, float]
+    steps: Mapping[str, int]
+
+
+class Bench:
+    """A copy of a reference in which one stage has not run yet."""
+
+    def __init__(self, nursery: Nursery, reference: Reference, name: str, folder: Path) -> None:
+        self.stage, self.reference, self.folder = reference.stages[name], reference, folder
+        self._nursery = nursery
+        self.said = folder.with_name("said")
+        shutil.copytree(reference.folder, folder)
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away all that the stage makes, and what it fetches."""
+        for output in (*self.stage.outputs, "resources/raw"):
+            path = self.folder / output
+            for found in (path, path.with_name(path.name + ".partial")):
+                shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+        for output in self.stage.outputs:
+            (self.folder / output).parent.mkdir(parents=True, exist_ok=True)
+
+    def start(self, said: Path | None = None, **how: Any) -> Child:
+        """Start the stage; what it says goes into a file, by default the one for `words`."""
+        log = said or self.said
+        log.unlink(missing_ok=True)
+        return run(self._nursery, self.stage, self.folder, log, **how)
+
+    def finish(self) -> None:
+        """Run the stage to its end, which has to be that of the reference."""
+        assert self.start().wait() == 0, self.said.read_text()
+        self.check()
+
+    def check(self) -> None:
+        """Nothing is there but what the reference has, and that is the same."""
+        assert not [*orphans(self.folder)]
+        found, wanted = content(self.folder), content(self.reference.folder)
+        for path in sorted(found.keys() | wanted.keys()):
+            if path in found or not path.startswith("resources/raw/"):
+                assert found.get(path) == wanted.get(path), path
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage took undisturbed."""
+        return self.reference.seconds[self.stage.name]
+
+    @property
+    def steps(self) -> int:
+        """Changes that it made on disk."""
+        return self.reference.steps[self.stage.name]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of every file that the stage makes."""
+        made = (self.reference.folder / output for output in self.stage.outputs)
+        files = (path for each in made for path in ([each] if each.is_file() else each.rglob("*")))
+        return [path.stat().st_size for path in files if path.is_file()]
+
+    @property
+    def words(self) -> str:
+        """What the stage said since it was last started."""
+        return self.said.read_text() if self.said.exists() else ""
+
+
+def run(nursery: Nursery, stage: Stage, folder: Path, log: Path, **how: Any) -> Child:
+    """Start a stage."""
+    arguments = {"constants": CONSTANTS, **how}
+    return nursery.start(stage.module, stage.arguments, cwd=folder, log=log, **arguments)
+
+
+def make(nursery: Nursery, study: Path, folder: Path, more: Sequence[Stage]) -> Reference:
+    """Run all that the workflow would, and some stages more, undisturbed."""
+    stages, seconds, steps = {}, {}, {}
+    log = folder.with_name("said")
+    for job in (*planned(study, folder), *more):
+        outputs = job.outputs if isinstance(job, Stage) else re.findall(r"> (results\S+)", job)
+        for output in outputs:
+            (folder / output).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(job, str):
+            subprocess.run(job.partition(" 2> ")[0], shell=True, cwd=folder, check=True)
+            continue
+        began = time.monotonic()
+        assert run(nursery, job, folder, log).wait() == 0, log.read_text()
+        seconds[job.name] = time.monotonic() - began
+        steps[job.name] = log.with_name("said.steps").stat().st_size
+        stages[job.name] = job
+    return Reference(folder, stages, seconds, steps)
+
+
+def planned(study: Path, folder: Path) -> list[Stage | str]:
+    """What the workflow would run, in order: stages, and what it leaves to the shell."""
+    flags = ("--dry-run", "--printshellcmds", "--", "all", *EXTRA)
+    done = test_workflow.snakemake(folder, study, *flags)
+    assert done.returncode == 0, done.stdout
+    jobs: list[Stage | str] = []
+    for text in re.split(r"^\[.*\]$", done.stdout, flags=re.M):
+        shell = re.search(r"^Shell command: (.*?)(?:\n\n|\Z)", text, re.M | re.S)
+        rule = re.search(r"^rule (\w+):", text, re.M)
+        if rule is None or shell is None or rule[1] == "all":
+            continue
+        words = shlex.split(shell[1])
+        if "-m" not in words:
+            jobs.append(shell[1])
+            continue
+        module, *arguments = words[words.index("-m") + 1 : words.index("2>&1")]
+        # Files of this checkout, which are named from the folder of the run.
+        arguments = [str((folder / a).resolve()) if a.startswith("../") else a for a in arguments]
+        outputs = tuple(sorted(test_workflow.named("output", text)))
+        jobs.append(Stage(rule[1], module, tuple(arguments), outputs))
+    return jobs
+
+
+# --- what is the same -----------------------------------------------------------------------------
+
+
+def orphans(folder: Path) -> Iterator[Path]:
+    """Files and folders that only a job that runs may have."""
+    return (path for path in folder.rglob("*") if ORPHAN.search(path.name))
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Path -> content of all files under names of their own, without what a clock said."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: _timeless(path)
+        for name, path in names.items()
+        if not BESIDE.search(name) and not any(map(ORPHAN.search, Path(name).parts))
+    }
+
+
+def _timeless(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _without_clock(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.suffix == ".parquet":
+        about = pl.read_parquet_metadata(path)
+        about = {key: value for key, value in about.items() if key != "ARROW:schema"}
+        if "flame" in about:
+            about["flame"] = json.dumps(_without_clock(json.loads(about["flame"])))
+            return about, pl.read_parquet(path).to_dict(as_series=False)
+    if path.name == "report.md":
+        return re.sub(r", [\d.e+]+ images/s", "", path.read_text())
+    return path.read_bytes()
+
+
+def _without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_clock(each) for key, each in value.items() if key not in CLOCK}
+    return [_without_clock(each) for each in value] if isinstance(value, list) else value
