@@ -85,9 +85,9 @@ def test_towers_cost_what_is_published(paper):
 
 def test_a_store_has_the_size_of_its_values(tmp_path):
     assert costs.store_bytes(1000, 7, 5120) == {
-        "float16": 71_680_000,
-        "fp8": 35_840_000 + 14_000,
-        "int8": 35_840_000 + 143_360,
+        "float16": 71_680_000 + 28_000,
+        "fp8": 35_840_000 + 14_000 + 28_000,
+        "int8": 35_840_000 + 143_360 + 28_000,
     }
 
 
@@ -101,8 +101,8 @@ def test_the_plan_of_the_paper_tells_all(paper, monkeypatch):
         "HF_TOKEN of an account that accepted the conditions",
         "| mistral-nemo | mistralai/Mistral-Nemo-Instruct-2407 | 24.5 GB |",
         "| cc3m | minicpm | 2,905,954 | 24 | 135 |",
-        # 2,905,954 captions x 9 facets x 5,120 values x 2 bytes
-        "267.8 GB | 134.0 GB | 133.9 GB |",
+# 2,905,954 captions x 9 facets x (5,120 values x 2 bytes + 4 of a checksum)
+        "267.9 GB | 134.1 GB | 134.0 GB |",
         # The two of the figure of captions: one caption an image, and no second set of images.
         "| mistral-nemo | captioners/long | 10,000 | 9 |",
         "| cc3m-published | published-cc3m | 5,000 | 1 | 0.0 |",

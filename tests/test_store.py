@@ -138,7 +138,7 @@ def test_unknown_format_is_refused(tmp_path, vectors):
     group = json.loads((path / "zarr.json").read_text())
     group["attributes"]["format"] = 99
     (path / "zarr.json").write_text(json.dumps(group))
-    with pytest.raises(ValueError, match="format 99 is unknown; known: 1"):
+    with pytest.raises(ValueError, match="format 99 is unknown; known: 2"):
         store.Embeddings.open([path], "scenes")
 
 

@@ -106,10 +106,14 @@ def embedding_flop(shape: Shape, prefix: int, suffix: int, facets: int, *, passe
 
 
 def store_bytes(rows: int, facets: int, width: int) -> dict[str, int]:
-    """Bytes of a store of K facets in every storage."""
-    values = rows * facets * width
-    scales = {"fp8": 2 * rows * facets, "int8": 4 * facets * width}
-    return {"float16": 2 * values, **{name: values + size for name, size in scales.items()}}
+    """Bytes of a store of K facets in every storage, checksums of the vectors included."""
+    values, checksums = rows * facets * width, 4 * rows * facets
+    sizes = {
+        "float16": 2 * values,
+        "fp8": values + 2 * rows * facets,
+        "int8": values + 4 * facets * width,
+    }
+    return {name: size + checksums for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)

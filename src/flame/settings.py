@@ -30,7 +30,7 @@ from flame.sections import (
 VERSION = {
     "download": 1,
     "caption": 1,
-    "embed": 1,
+    "embed": 2,
     "train": 2,
     "evaluate": 2,
     "fewshot": 1,

@@ -12,24 +12,30 @@ stands in its shard file at a place that the shard's index tells, and is read by
 is what makes random rows as fast as a memory map (bench/store.py).
 """
 
+import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 import polars as pl
 import zarr
+from zarr.codecs import Crc32cCodec
 
-from flame.partial import write_atomic
+from flame.partial import sha256, write_atomic
 from flame.sections import known
 from flame.storage import STORAGES, Name, of_dtype
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums
 CHUNK_ROWS = 16
 SHARD_ROWS = 512
+KEYS = "keys.parquet"
+DIGEST = "sha256"  # of the other attributes
 # What tells the parts of one kind from each other; in all else they must agree.
 OWN = ("part", "counts", "made_with")
 
@@ -73,6 +79,16 @@ class Writer:
                 compressors=None,
                 fill_value=float("nan") if self._storage.dtype == "float16" else 0,
             )
+        if "checksums" in group:
+            self._checksums = zarr.open_array(self._folder / "checksums", mode="r+")
+        else:
+            self._checksums = group.create_array(
+                "checksums",
+                shape=(len(keys), len(facets)),
+                dtype="uint32",
+                chunks=(self._shard_rows, len(facets)),
+                compressors=Crc32cCodec(),
+            )
         if "scales" in group:
             self._scales = zarr.open_array(self._folder / "scales", mode="r+")
         elif self._storage.scales:
@@ -82,10 +98,11 @@ class Writer:
                 shape=(len(keys), len(facets), 1) if each else (1, len(facets), dim),
                 dtype="float16" if each else "float32",
                 chunks=(self._shard_rows, len(facets), 1) if each else (1, len(facets), dim),
-                compressors=None,
+                compressors=Crc32cCodec(),
                 fill_value=float("nan"),
             )
-        write_atomic(self._folder / "keys.parquet", pl.DataFrame({"key": keys}).write_parquet)
+        write_atomic(self._folder / KEYS, pl.DataFrame({"key": keys}).write_parquet)
+        group.attrs.put({KEYS: sha256(self._folder / KEYS)})
 
     def missing(self) -> list[range]:
         """Rows of every shard that is not written yet."""
@@ -113,10 +130,13 @@ class Writer:
                 f"embedding of key {self._keys[rows.start + row]!r}, facet {self._facets[facet]!r} "
                 f"holds {vectors[row, facet, place]}, which float16 cannot"
             )
-        self._array[rows.start : rows.stop] = self._encoded(rows, half)
+        # What belongs to a shard goes first: a shard that is there has its scales and checksums.
+        stored = np.ascontiguousarray(self._encoded(rows, half))
+        self._checksums[rows.start : rows.stop] = _checksums(stored)
+        self._array[rows.start : rows.stop] = stored
 
     def _encoded(self, rows: range, vectors: np.ndarray) -> np.ndarray:
-        """What is stored of a shard. Its scales go first: a shard that is there has them."""
+        """What is stored of a shard, once its scales are."""
         if self._storage.scales is None:
             return vectors
         place = slice(rows.start, rows.stop) if self._storage.is_of_row else slice(0, 1)
@@ -135,14 +155,38 @@ def create(path: Path, attributes: Mapping[str, Any]) -> None:
     """
     for torn in path.rglob("*.partial"):  # Zarr's own temporary files, if it was killed
         torn.unlink()
-    zarr.open_group(path, mode="a", zarr_format=3).attrs.put({"format": FORMAT, **attributes})
+    described = {"format": FORMAT, **attributes}
+    group = zarr.open_group(path, mode="a", zarr_format=3)
+    group.attrs.put(described | {DIGEST: _digest(described)})
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """What `create` was told of a part.
+
+    Raises:
+        ValueError: it is no store, not a whole one, or one of another format.
+    """
+    with _naming(path):
+        found = zarr.open_group(path, mode="r").attrs.asdict()
+    if found.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: store format {found.get('format')!r} is unknown; known: {FORMAT}"
+        )
+    with _naming(path):
+        if found.pop(DIGEST, None) != _digest(found):
+            raise ValueError("its attributes are not those that were written")
+    return found
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()  # the order counts as well
 
 
 def by_kind(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Stores grouped by the kind of captions that they say they hold."""
     groups = defaultdict(list)
     for path in paths:
-        groups[str(zarr.open_group(path, mode="r").attrs["kind"])].append(path)
+        groups[str(read_attributes(path)["kind"])].append(path)
     return dict(groups)
 
 
@@ -180,7 +224,7 @@ class Embeddings:
         Raises:
             ValueError: parts that are missing, double or unlike, or hold no such data set.
         """
-        attributes = _agreed({path: _attributes(path) for path in paths})
+        attributes = _agreed({path: read_attributes(path) for path in paths})
         parts = [_Part(path, dataset) for path in attributes]
         embeddings = cls(parts, next(iter(attributes.values())))
         if sum(part.num_bytes for part in parts) <= cache_bytes:
@@ -234,9 +278,13 @@ class _Part:
         if dataset not in known_datasets:
             raise ValueError(f"{path} has no data set {known(dataset, known_datasets)}")
         self._folder = path / dataset
-        array = zarr.open_array(self._folder / "embeddings", mode="r")
-        self.num_rows, self.num_facets, self.dim = array.shape
-        storage = of_dtype(array.dtype)
+        with _naming(path):
+            array = zarr.open_array(self._folder / "embeddings", mode="r")
+            self.num_rows, self.num_facets, self.dim = array.shape
+            storage = of_dtype(array.dtype)
+            self._scales = self._whole("scales") if storage and storage.scales else None
+            self._checksums = self._whole("checksums")
+            self.keys = self._read_keys()
         is_whole = array.chunks[1:] == (self.num_facets, self.dim) and not array.compressors
         if storage is None or not is_whole:
             raise ValueError(
@@ -244,17 +292,27 @@ class _Part:
                 f"chunks {array.chunks}, {array.dtype}, compressors {array.compressors}"
             )
         self._storage, self._dtype = storage, array.dtype
-        self._scales: np.ndarray | None = None
-        if storage.scales:
-            self._scales = np.asarray(zarr.open_array(self._folder / "scales", mode="r")[:])
         if array.shards is None:
             raise ValueError(f"{path}/{dataset}: the array has no shards")
         self._shard_rows, self._chunk_rows = array.shards[0], array.chunks[0]
         self._chunk_starts: dict[int, np.ndarray] = {}
         self.num_bytes = array.size * 2  # as float16, which is what `rows` gives
-        self.keys = pl.read_parquet(self._folder / "keys.parquet")["key"].to_list()
         if len(self.keys) != self.num_rows:
             raise ValueError(f"{path}/{dataset}: {len(self.keys)} keys for {self.num_rows} rows")
+
+    def _whole(self, name: str) -> np.ndarray:
+        """An array beside the embeddings, of which no chunk is missing: Zarr would fill it up."""
+        array = zarr.open_array(self._folder / name, mode="r")
+        if self.num_rows and array.nchunks_initialized != array.nchunks:
+            raise ValueError(f"{name} has {array.nchunks_initialized} of {array.nchunks} chunks")
+        return np.asarray(array[:])
+
+    def _read_keys(self) -> list[str]:
+        found = sha256(self._folder / KEYS)
+        wanted = zarr.open_group(self._folder, mode="r").attrs[KEYS]
+        if found != wanted:
+            raise ValueError(f"{KEYS} has sha256 {found}, {wanted} was written")
+        return pl.read_parquet(self._folder / KEYS)["key"].to_list()
 
     def read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
         """Read `rows` into `out[where]`, (n, K', D), beginning with facet number `first`."""
@@ -267,26 +325,42 @@ class _Part:
         out[where] = self._storage.decode(values) * scales[:, first : first + out.shape[1]]
 
     def _read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
-        """The same, as it stands on disk."""
+        """The same, as it stands on disk, and as it was written."""
         facet_bytes = self.dim * out.itemsize
         row_bytes = self.num_facets * facet_bytes
         shards = rows // self._shard_rows
         for shard in np.unique(shards):
             with _shard(self._folder, shard).open("rb", buffering=0) as file:
-                starts = self._starts(shard, file.fileno())
+                starts = self._starts(shard, file)
                 for row, place in zip(rows[shards == shard], where[shards == shard], strict=True):
                     chunk, inside = divmod(row % self._shard_rows, self._chunk_rows)
                     start = starts[chunk] + inside * row_bytes + first * facet_bytes
                     if os.preadv(file.fileno(), [out[place]], start) != out[place].nbytes:
                         raise ValueError(f"{file.name} ends before row {row}")
+        wanted = self._checksums[rows, first : first + out.shape[1]]
+        wrong = np.argwhere(_checksums(out[where]) != wanted)
+        if len(wrong):
+            row, facet = rows[wrong[0][0]], first + wrong[0][1]
+            raise ValueError(
+                f"{_shard(self._folder, row // self._shard_rows)} is broken: facet number {facet} "
+                f"of key {self.keys[row]!r} is not what was written; delete the store to make it "
+                "anew"
+            )
 
-    def _starts(self, shard: int, file: int) -> np.ndarray:
+    def _starts(self, shard: int, file: IO[bytes]) -> np.ndarray:
         """First byte of each chunk in a shard file, from the index at the file's end."""
         if shard not in self._chunk_starts:
-            chunks = self._shard_rows // self._chunk_rows
             # (offset, size) of each chunk, 8 bytes each, then 4 bytes of CRC32C
-            index = os.pread(file, 16 * chunks, os.fstat(file).st_size - 16 * chunks - 4)
-            self._chunk_starts[shard] = np.frombuffer(index, "<i8").reshape(chunks, 2)[:, 0]
+            size = 16 * (self._shard_rows // self._chunk_rows)
+            end = os.fstat(file.fileno()).st_size
+            index = os.pread(file.fileno(), size + 4, max(0, end - size - 4))
+            if google_crc32c.value(index[:size]).to_bytes(4, "little") != index[size:]:
+                raise ValueError(
+                    f"{file.name} is broken: its index is not what was written; delete the store "
+                    "to make it anew"
+                )
+            pairs = np.frombuffer(index[:size], "<i8").reshape(-1, 2)
+            self._chunk_starts[shard] = pairs[:, 0]
         return self._chunk_starts[shard]
 
 
@@ -294,13 +368,20 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / "embeddings" / "c" / str(number) / "0" / "0"
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    attributes = zarr.open_group(path, mode="r").attrs.asdict()
-    if attributes.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: store format {attributes.get('format')!r} is unknown; known: {FORMAT}"
-        )
-    return attributes
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever Zarr says of files that are torn or broken, with the name of the store."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole store: {error}; delete it to make it anew") from error
+
+
+def _checksums(vectors: np.ndarray) -> np.ndarray:
+    """CRC32C of every vector, (n, K) uint32, of contiguous (n, K, D)."""
+    flat = vectors.reshape(-1, vectors.shape[2])
+    found = np.fromiter(map(google_crc32c.value, flat), np.uint32, len(flat))
+    return found.reshape(vectors.shape[:2])
 
 
 def _agreed(found: Mapping[Path, Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import zarr
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
@@ -19,7 +18,7 @@ from flame.model import Tower
 from flame.pairs import Batch, Batches, Pairs, Texts
 from flame.partial import partial, sha256
 from flame.settings import ClipTraining, FlameTraining, LongClipTraining, Training
-from flame.store import Embeddings, by_kind
+from flame.store import Embeddings, by_kind, read_attributes
 from flame.trainer import Place, Trainer
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def sources(
             raise ValueError(f"method {settings.method!r} {needs} --{name}")
     found: dict[str, Any] = {"images": sha256(images / "manifest.json")}
     if stores:
-        found["stores"] = [zarr.open_group(p, mode="r").attrs.asdict() for p in sorted(stores)]
+        found["stores"] = [read_attributes(path) for path in sorted(stores)]
     else:
         found["captions"] = sha256(words)
     if base is not None:
