@@ -27,6 +27,7 @@ GROUND = {
     "datasets",
     "fetch",
     "include",
+    "integrity",
     "partial",
     "progress",
     "sections",

@@ -101,7 +101,7 @@ def test_the_plan_of_the_paper_tells_all(paper, monkeypatch):
         "HF_TOKEN of an account that accepted the conditions",
         "| mistral-nemo | mistralai/Mistral-Nemo-Instruct-2407 | 24.5 GB |",
         "| cc3m | minicpm | 2,905,954 | 24 | 135 |",
-# 2,905,954 captions x 9 facets x (5,120 values x 2 bytes + 4 of a checksum)
+        # 2,905,954 captions x 9 facets x (5,120 values x 2 bytes + 4 of a checksum)
         "267.9 GB | 134.1 GB | 134.0 GB |",
         # The two of the figure of captions: one caption an image, and no second set of images.
         "| mistral-nemo | captioners/long | 10,000 | 9 |",

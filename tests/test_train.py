@@ -136,6 +136,7 @@ def test_losses_of_the_first_steps_are_the_golden_ones(finished):
 
 def test_a_finished_run_holds_what_others_need(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
+        "SHA256SUMS",
         "log.jsonl",
         "loss.png",
         "model.safetensors",

@@ -16,6 +16,7 @@ from PIL import Image
 from flame import command, progress, vlm
 from flame.captions import Captioner, Row, describe, faults, read_objects
 from flame.images import ImageReader
+from flame.integrity import seal, verified
 from flame.partial import partial, sha256, write_atomic
 from flame.sections import PublishedCaptions
 from flame.settings import CaptionSettings, CaptionsSettings
@@ -120,7 +121,7 @@ def _read(reader: ImageReader, rows: range) -> dict[str, Image.Image]:
 
 def _raw_captions(images: Path, keys: list[str]) -> dict[str, str]:
     """The first raw caption of every key that has one."""
-    table = pl.scan_parquet(images / "captions.parquet").filter(pl.col("kind") == "raw")
+    table = pl.scan_parquet(verified(images / "captions.parquet")).filter(pl.col("kind") == "raw")
     rows = table.filter(pl.col("key").is_in(keys)).select("key", "text").collect().rows()
     return dict(reversed(rows))
 
@@ -138,7 +139,10 @@ def _counts(folder: Path) -> dict[str, float]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    described = pl.read_parquet_metadata(path)
+    try:
+        described = pl.read_parquet_metadata(path)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path} is broken: {error}; delete it to make it anew") from error
     if ABOUT not in described:
         raise ValueError(f"{path} does not say how its captions came about: no part of `caption`")
     return json.loads(described[ABOUT])
@@ -146,7 +150,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _take_over(captioner: PublishedCaptions, images: Path, folder: Path) -> dict[str, float]:
     """Published captions of the data set's images, as they are, and counts of the others."""
-    keys = set(pl.read_parquet(images / "index.parquet", columns=["key"])["key"])
+    keys = set(pl.read_parquet(verified(images / "index.parquet"), columns=["key"])["key"])
     counts = {"unknown": 0, "double": 0}
     with progress.bar(len(keys) * len(captioner.files), "captions", "published") as bar:
         rows: list[Row] = []
@@ -208,17 +212,18 @@ def join(images: Path, parts: list[Path], out: Path, settings: CaptionsSettings)
         "own": sha256(images / "captions.parquet"),
     }
     with partial(out, origin) as folder:
-        own = pl.scan_parquet(images / "captions.parquet")
+        own = pl.scan_parquet(verified(images / "captions.parquet"))
         written = _without_alike(pl.scan_parquet([*about]), own, settings)
         kinds = _kinds(settings)
         kept = written.filter(pl.col("text").is_not_null())
         whole = pl.concat([own.filter(~pl.col("kind").is_in(kinds)), kept])
         write_atomic(folder / "captions.parquet", whole.sink_parquet)
-        index = pl.scan_parquet(images / "index.parquet")
+        index = pl.scan_parquet(verified(images / "index.parquet"))
         missing = {kind: _missing(index, written.filter(kind=kind)) for kind in kinds}
         report = _report(folder, written, [*about.values()], missing, settings)
         write_atomic(folder / "report.json", json.dumps(report, indent=1).encode())
         write_atomic(folder / "report.md", _as_markdown(report).encode())
+        seal(folder, ["captions.parquet", "report.json", "report.md"])
         for kind, keys in missing.items():
             if len(keys) > settings.max_skipped * report["images"]:
                 raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from flame.integrity import utf8
 from flame.sections import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
 from flame.vlm import Engine, Reply, Request
 
@@ -184,10 +185,10 @@ def read_objects(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON list or of JSON lines, without ever holding the whole file.
 
     Raises:
-        ValueError: the file is neither, or breaks off.
+        ValueError: the file is neither, breaks off, or is not UTF-8.
     """
     decode = json.JSONDecoder().raw_decode
-    with path.open(encoding="utf-8") as file:
+    with utf8(path) as file:
         buffer, place, more = file.read(BLOCK), 0, True
         is_list = buffer.lstrip().startswith("[")
         while True:

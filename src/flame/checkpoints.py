@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flame.integrity import read_json, seal
 from flame.partial import sha256 as file_sha256
 
 ARCHITECTURES = ("llama", "mistral", "gemma3_text")
@@ -118,7 +119,7 @@ def reset(folder: Path, seed: int) -> None:
         folder: the LLM, as one of the functions above wrote it.
         seed: of the weights.
     """
-    described = json.loads((folder / "flame.json").read_text())
+    described = read_json(folder / "flame.json")
     config = AutoConfig.from_pretrained(folder)
     for file in folder.glob("*.safetensors*"):
         file.unlink()
@@ -205,3 +206,4 @@ def _describe(out: Path, origin: str, licence: str | None) -> None:
         raise ValueError(f"{origin} brought no *.safetensors into {out}")
     description = {"origin": origin, "licence": licence, "sha256": weights}
     (out / "flame.json").write_text(json.dumps(description, indent=2) + "\n")
+    seal(out)

@@ -1,12 +1,12 @@
 """Metrics of runs -> what the paper says, one claim a line, and whether it holds here."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import polars as pl
 
 from flame import command, verdicts
+from flame.integrity import read_json
 from flame.partial import write_atomic
 from flame.results import read
 from flame.settings import ClaimsSettings
@@ -50,7 +50,7 @@ def claims(
         overhead: JSON of the overhead stage, for claims about time.
     """
     results = read(metrics, hits, settings.runs, settings.bootstrap)
-    ratios = json.loads(overhead.read_text())["ratios"] if overhead is not None else {}
+    ratios = read_json(overhead)["ratios"] if overhead is not None else {}
     judged = [verdicts.judge(claim, results, ratios) for claim in settings.claims]
     table = pl.DataFrame(verdicts.as_records(judged), infer_schema_length=None)
     counts = Counter(verdict.word for verdict in judged)

@@ -6,7 +6,6 @@ Shapes: B images of this process, A images of all processes, K texts of each ima
 tokens, W width of the text transformer, D width of the space where image and text meet.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from flame import model
+from flame.integrity import read_json, verified
 from flame.loss import gather
 from flame.model import Outputs, Tower
 from flame.sections import Backbone, Recipe, TextTower, known
@@ -58,7 +58,7 @@ class Tokens:
         Raises:
             ValueError: a kind without captions.
         """
-        table = pl.read_parquet(captions)
+        table = pl.read_parquet(verified(captions))
         rows = table.filter(pl.col("kind") == kind)
         if rows.is_empty():
             kinds = table["kind"].unique(maintain_order=True)
@@ -189,7 +189,7 @@ class LongClipTower(ClipTower):
         Raises:
             ValueError: a run of another method or of other sizes.
         """
-        record = json.loads((folder / "run.json").read_text())["settings"]
+        record = read_json(verified(folder / "run.json"))["settings"]
         own = self.settings.model_dump(mode="json") | {"method": "clip"}
         for name in ("method", "backbone", "text_tower"):
             if record.get(name) != own[name]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from flame import command, progress
 from flame.datasets import Sample, Skipped, module
+from flame.integrity import seal
 from flame.partial import partial, write_atomic
 from flame.sections import (
     Checkpoint,
@@ -25,7 +26,7 @@ from flame.sections import (
     RandomCheckpoint,
 )
 from flame.settings import VERSION, PretrainedTower, ReleasedTower
-from flame.shards import EXTENSIONS, ShardWriter
+from flame.shards import EXTENSIONS, RANGELESS, ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         manifest["reasons"] = Counter(each.reason.split(":")[0] for each in skipped)
         manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        seal(folder, ["captions.parquet", "index.parquet", "manifest.json"])
 
 
 def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:
@@ -106,6 +108,8 @@ def _read_through(sample: Sample | Skipped) -> tuple[Sample | Skipped, bool]:
                 image.load()
                 return sample, False
             upright = ImageOps.exif_transpose(image)
+            if upright.mode in RANGELESS:
+                raise ValueError(f"mode {upright.mode!r} says of no value that it is white")
             if upright.mode not in PNG_MODES:
                 upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
             png = io.BytesIO()

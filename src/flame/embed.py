@@ -8,6 +8,7 @@ import polars as pl
 import torch
 
 from flame import command, progress, store
+from flame.integrity import verified
 from flame.llm import TOKEN_BUDGET, FrozenLLM, cleaned
 from flame.partial import partial, sha256
 from flame.sections import known
@@ -58,7 +59,7 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
     for name in settings.datasets:
         if name not in folders:
             raise ValueError(f"no folder given for data set {known(name, folders)}")
-        table = pl.scan_parquet(folders[name] / "captions.parquet")
+        table = pl.scan_parquet(verified(folders[name] / "captions.parquet"))
         rows = table.filter(kind=settings.kind).select("key", "text").collect()
         if rows.is_empty():
             kinds = table.select("kind").unique().sort("kind").collect()["kind"]

@@ -1,6 +1,5 @@
 """A trained tower and its LLM -> one folder that `flame.load` opens, with a model card; the hub."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from huggingface_hub import HfApi
 
 from flame import command
 from flame.exported import RECORD
+from flame.integrity import read_json, seal, verified, verify
 from flame.partial import partial, sha256, write_atomic
 from flame.render import markdown_table, metric_name
 from flame.sections import HubCheckpoint
@@ -35,17 +35,19 @@ def write(
         "tower": sha256(model / "model.safetensors"),
         "llm": sha256(llm / "flame.json"),
     }
-    record = json.loads((model / "run.json").read_text())
-    described = json.loads((llm / "flame.json").read_text())
-    results = [json.loads(path.read_text()) for path in metrics]
+    verify(llm)
+    record = read_json(model / "run.json")
+    described = read_json(llm / "flame.json")
+    results = [read_json(path) for path in metrics]
     with partial(out, origin) as folder:
         for name in ("model.safetensors", "run.json"):
-            shutil.copyfile(model / name, folder / name)
+            shutil.copyfile(verified(model / name), folder / name)
         if not isinstance(settings.checkpoint, HubCheckpoint) or settings.reset is not None:
             shutil.copytree(llm, folder / "llm", dirs_exist_ok=True)
         card = _card(settings, record, described, [r for each in results for r in each["records"]])
         write_atomic(folder / "README.md", card.encode())
         write_atomic(folder / RECORD, settings.model_dump_json(indent=1).encode())
+        seal(folder, ["model.safetensors", "run.json", RECORD])  # the card may be written on
 
 
 def push(folder: Path, repo: str, *, private: bool = True) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from flame import progress
 from flame.images import ImageReader
+from flame.integrity import verified
 from flame.model import Tower
 from flame.sections import known
 from flame.settings import Question
@@ -108,7 +109,7 @@ class Features:
     def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
         """Texts that the tower encodes itself, in the order in which a store would have them."""
         folder = _get(self._datasets, question.dataset, "data set")
-        captions = pl.read_parquet(folder / "captions.parquet")
+        captions = pl.read_parquet(verified(folder / "captions.parquet"))
         rows = captions.filter(kind=kind)
         if rows.is_empty():
             kinds = sorted(set(captions["kind"]))

@@ -10,13 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import google_crc32c
 import numpy as np
 import polars as pl
 import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from flame.shards import ImageError, shard_path
+from flame.integrity import verified
+from flame.shards import RANGELESS, ImageError, shard_path
 
 
 class ImageReader:
@@ -30,11 +32,13 @@ class ImageReader:
     """
 
     def __init__(self, root: Path) -> None:
-        index = pl.read_parquet(root / "index.parquet")
+        index = pl.read_parquet(verified(root / "index.parquet"))
         self.root = root
         self.keys: list[str] = index["key"].to_list()
         self.labels: list[str | None] = index["label"].to_list()
         self._places = index.select("shard", "offset", "size").cast(pl.Int64).to_numpy()
+        has_sums = "crc32c" in index.columns  # not where it was made before there were any
+        self._checksums = index["crc32c"].to_numpy() if has_sums else None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -63,6 +67,8 @@ class ImageReader:
         try:
             # pread leaves the file position alone: forked workers may share one open file.
             data = os.pread(_open(path).fileno(), length, offset)
+            if self._checksums is not None and google_crc32c.value(data) != self._checksums[i]:
+                raise ValueError("these are not the bytes that were written (CRC32C)")
             return to_rgb(Image.open(io.BytesIO(data)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(
@@ -76,8 +82,16 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB image of any mode; what is transparent becomes white."""
+    """Upright RGB image of any mode; what is transparent becomes white.
+
+    Raises:
+        ValueError: a mode of `RANGELESS`.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # PIL would make white of all but the darkest 256 values
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in RANGELESS:
+        raise ValueError(f"mode {image.mode!r} says of no value that it is white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

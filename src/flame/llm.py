@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 
+from flame.integrity import verify
+
 ATTENTION = "facet_decoupled"
 LAYER_TYPES = ("full_attention", "sliding_attention")
 TOKEN_BUDGET = 1024
@@ -269,7 +271,11 @@ class FrozenLLM:
                 `running` on from facet to facet as in the release.
             dtype: of weights and activations; `auto` is bfloat16 where the hardware computes in it.
             device: a torch device; `auto` is the GPU if there is one.
+
+        Raises:
+            ValueError: the checkpoint is broken, or of an architecture that is not known here.
         """
+        verify(checkpoint)
         self.device = torch.device(
             device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from flame.integrity import read_json, seal, verified
 from flame.loss import criterion, kind_weights
 from flame.sections import Backbone, Recipe
 from flame.settings import AnyTower, FlameTraining, PretrainedTower, Training
@@ -200,18 +201,23 @@ def save(tower: Tower, folder: Path, record: Mapping[str, Any]) -> None:
         tensors |= {f"centers/{kind}/{facet}": vector for facet, vector in facets.items()}
     save_file(tensors, folder / "model.safetensors")
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    seal(folder, ["model.safetensors", "run.json"])
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A tower in evaluation mode, trained here or by others, and the record of its run."""
-    record = json.loads((folder / "run.json").read_text())
+    """A tower in evaluation mode, trained here or by others, and the record of its run.
+
+    Raises:
+        ValueError: a file of it is broken.
+    """
+    record = read_json(verified(folder / "run.json"))
     settings = TypeAdapter[AnyTower](AnyTower).validate_python(record["settings"])
     if isinstance(settings, PretrainedTower):
         from flame import pretrained  # here, because its libraries take seconds to import
 
         return pretrained.load(folder, settings), record
     tower = create(settings, record["dim"])
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(verified(folder / "model.safetensors"))
     for name in [name for name in tensors if name.startswith("centers/")]:
         _, kind, facet = name.split("/", 2)
         tower.centers.setdefault(kind, {})[facet] = tensors.pop(name)

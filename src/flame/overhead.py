@@ -25,6 +25,7 @@ from transformers import AutoModel
 
 from flame import clip, command, model, progress
 from flame.images import ImageReader
+from flame.integrity import verified
 from flame.llm import TOKEN_BUDGET, FrozenLLM, Layout, facet_mask, plan
 from flame.model import Centers
 from flame.pairs import Batches, Pairs, Texts
@@ -108,7 +109,7 @@ def overhead(
 
 def texts_of(images: Path, settings: EmbedSettings) -> tuple[list[str], list[str]]:
     """Keys and texts of the captions of a kind, in the order of the file."""
-    table = pl.read_parquet(images / "captions.parquet")
+    table = pl.read_parquet(verified(images / "captions.parquet"))
     rows = table.filter(kind=settings.kind)
     if rows.is_empty():
         kinds = table["kind"].unique(maintain_order=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flame.integrity import seal, verify
 from flame.partial import write_atomic
 from flame.sections import OpenClipTower, TransformersTower, known
 from flame.settings import PretrainedTower
@@ -191,10 +192,16 @@ def download(settings: PretrainedTower, folder: Path) -> None:
         "versions": {name: version(name) for name in (package, "torch")},
     }
     write_atomic(folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+    seal(folder)
 
 
 def load(folder: Path, settings: PretrainedTower) -> PretrainedClip:
-    """A tower that `download` wrote, in evaluation mode."""
+    """A tower that `download` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: a file of it is broken.
+    """
+    verify(folder)
     return PretrainedClip(LIBRARIES[settings.tower.source](folder)).eval()
 
 

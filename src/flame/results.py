@@ -1,6 +1,5 @@
 """Answers of evaluated trainings -> values of runs, and differences between them, in percent."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flame.bootstrap import mean_interval
+from flame.integrity import read_json
 from flame.sections import Bootstrap, Measure, known
 
 
@@ -130,10 +130,13 @@ def read(
 
 
 def _answers(metrics: Path, hits: Path) -> dict[tuple[str, str, str], Queries]:
-    frame = pl.read_parquet(hits, columns=["benchmark", "metric", "query", "key", "hit"])
+    try:
+        frame = pl.read_parquet(hits, columns=["benchmark", "metric", "query", "key", "hit"])
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{hits} is broken: {error}; delete it to make it anew") from error
     parts = frame.sort("query").partition_by("benchmark", "metric", as_dict=True)
     answers = {}
-    for record in json.loads(metrics.read_text())["records"]:
+    for record in read_json(metrics)["records"]:
         for name, counted in record["metrics"].items():
             rows = parts.get((record["benchmark"], name))
             told = (0, 0) if rows is None else (rows["hit"].sum(), len(rows))

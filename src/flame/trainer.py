@@ -1,5 +1,6 @@
 """The training of a tower: its steps, its log, its checkpoints, and how it goes on from them."""
 
+import hashlib
 import json
 import math
 import os
@@ -7,13 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
@@ -147,13 +148,20 @@ class Trainer:
             "step": str(self.step),
             "seconds": str(self.seconds),
             "loss": repr(self.loss),
+            "sha256": _digest(tensors),
         }
         write_atomic(self.checkpoint, lambda path: save_file(tensors, path, numbers))
 
     def _restore(self) -> None:
-        tensors = load_file(self.checkpoint, device=str(self.place.device))
+        broken = f"{self.checkpoint} is broken: delete it to begin the run afresh"
+        try:
+            tensors = load_file(self.checkpoint, device=str(self.place.device))
+            numbers = self._checkpoint_numbers()
+        except SafetensorError as error:
+            raise ValueError(f"{broken} ({error})") from error
+        if numbers.get("sha256") != _digest(tensors):
+            raise ValueError(f"{broken} (its tensors are not those that were saved)")
         load_state_tensors(self.tower, self.optimizer, tensors)
-        numbers = self._checkpoint_numbers()
         self.step, self.seconds = int(numbers["step"]), float(numbers["seconds"])
         self.loss = float(numbers["loss"])
 
@@ -202,6 +210,15 @@ class _Clock:
             return False
         self._saved = now
         return True
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _bfloat16(recipe: Recipe, device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flame.images import ImageReader
+from flame.integrity import verify
 from flame.llm import fast_dtype
 from flame.model import FlameTower
 from flame.settings import FlameTraining
@@ -161,8 +162,9 @@ class Speaker:
                 of a causal model, or be tied to the token embeddings.
 
         Raises:
-            ValueError: the checkpoint has no head.
+            ValueError: the checkpoint has no head, or is broken.
         """
+        verify(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

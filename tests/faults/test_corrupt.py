@@ -1,15 +1,43 @@
 """What is broken or does not belong is told by name, and never used."""
 
+import io
+import json
+import math
 import random
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
+from PIL import Image
 
-from flame import store
+from flame import caption, checkpoints, datasets, download, model, results, store
+from flame.captions import Row, read_objects
+from flame.clip import Tokens
+from flame.datasets import Sample, Skipped, _links
+from flame.datasets._published import items_of, lines_of
+from flame.embed import embed
+from flame.images import RESIZES, ImageReader
+from flame.integrity import SUMS, read_json
+from flame.llm import FrozenLLM
+from flame.sections import Bootstrap
+from flame.shards import ImageError, ShardWriter
+from flame.tasks import zeroshot
+from flame.train import train
+from flame.vocabulary import Speaker
+from test_embed import SETTINGS as EMBED
+from test_evaluate import toy  # noqa: F401
+from test_fewshot import toy as words  # noqa: F401
 from test_store import ATTRIBUTES, FACETS, write
+from test_tasks import asked as asked_of
+from test_train import DIM, _call_number, inputs, log_lines, settings, weights  # noqa: F401
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -103,3 +131,297 @@ def test_a_store_of_before_there_were_checksums_is_refused(tmp_path, monkeypatch
         path = write(tmp_path / "0.zarr", np.ones((3, len(FACETS), 8)), **ATTRIBUTES)
     with pytest.raises(ValueError, match=r"0\.zarr: store format 1 is unknown; known: 2"):
         store.by_kind([path])
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def broken_forms(path: Path) -> Iterator[bytes | None]:
+    """Contents that a disk may leave of a file: none, half, all but the end, all but one bit."""
+    data = path.read_bytes()
+    yield from (None, b"", data[: len(data) // 2], data[:-1], flipped(data, len(data) * 2 // 3))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json"])
+def test_a_broken_tower_is_named(toy, name):  # noqa: F811
+    file = toy["tower"] / name
+    for data in broken_forms(file):
+        with replaced(file, data), pytest.raises((ValueError, OSError)) as caught:
+            model.load(toy["tower"])
+        assert str(file) in str(caught.value), data
+    model.load(toy["tower"])
+
+
+OFTEN = settings(checkpoint_minutes=1e-9)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
+    """A training that is killed after its seventh checkpoint, which is given."""
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
+        with pytest.raises(KeyboardInterrupt):
+            train(**given, out=out, settings=OFTEN)
+    return out.with_name(f"{out.name}.partial") / "content" / "checkpoint.safetensors"
+
+
+def test_a_broken_checkpoint_is_named_and_what_helps_is_said(inputs, tmp_path, monkeypatch):  # noqa: F811
+    out = tmp_path / "run"
+    checkpoint = interrupt(monkeypatch, inputs, out)
+    for data in [d for d in broken_forms(checkpoint) if d is not None]:
+        with (
+            replaced(checkpoint, data),
+            pytest.raises(ValueError, match=f"{checkpoint} is broken: delete it to begin"),
+        ):
+            train(**inputs, out=out, settings=OFTEN)
+    checkpoint.unlink()
+    train(**inputs, out=out, settings=OFTEN)
+    train(**inputs, out=tmp_path / "whole", settings=OFTEN)
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("llm") / "llm"
+    checkpoints.random("llama", out, layers=1)
+    return out
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_broken_llm_is_named(llm, name):
+    for data in broken_forms(llm / name):
+        for reader in (FrozenLLM, Speaker):
+            with replaced(llm / name, data), pytest.raises((ValueError, OSError)) as caught:
+                reader(llm)
+            assert str(llm / name) in str(caught.value), data
+
+
+# --- data sets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set as the download stage writes it."""
+    out = tmp_path_factory.mktemp("data") / "datasets" / "scenes"
+    options = {"split": "val", "images": 5, "raw": 1, "long": 1}
+    download.dataset("scenes", json.dumps(options), 0, out)
+    return out
+
+
+ALONE = EMBED.model_copy(update={"datasets": ("scenes",)})
+READERS = {
+    "embed": lambda folder: embed(folder / "no-llm", [folder], folder / "out", ALONE),
+    "CLIP": lambda folder: Tokens(folder / "captions.parquet", "raw", 8),
+    "caption": lambda folder: caption._raw_captions(folder, []),
+    "images": lambda folder: ImageReader(folder),
+}
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"),
+    [(r, "captions") for r in ("embed", "CLIP", "caption")] + [("images", "index")],
+)
+def test_torn_or_changed_tables_of_a_data_set_are_named(scenes, reader, name):
+    file = scenes / f"{name}.parquet"
+    for data in broken_forms(file):
+        with replaced(file, data), pytest.raises((ValueError, OSError)) as caught:
+            READERS[reader](scenes)
+        assert str(file) in str(caught.value), data
+
+
+def test_digests_are_those_of_sha256sum(scenes):
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=scenes, check=True)
+
+
+def test_torn_answers_of_an_engine_are_named(tmp_path):
+    part = tmp_path / "0.parquet"
+    caption._write_chunk(part, [Row("k", "short", "a dog", "")], images=1)
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{part} is broken"):
+        caption._about(part)
+
+
+@pytest.mark.parametrize("name", ["json", "parquet"])
+def test_a_torn_result_is_named(tmp_path, name):
+    metrics, hits = tmp_path / "m.json", tmp_path / "m.parquet"
+    metrics.write_text('{"records": []}')
+    columns = dict.fromkeys(("benchmark", "metric", "key"), pl.String) | {
+        "query": pl.Int64,
+        "hit": pl.Boolean,
+    }
+    pl.DataFrame(schema=columns).write_parquet(hits)
+    results.read([metrics], [hits], {}, Bootstrap())
+    torn = tmp_path / f"m.{name}"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=f"{torn} is broken"):
+        results.read([metrics], [hits], {}, Bootstrap())
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+RED = Image.new("RGB", (40, 24), "red")
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+STEPS = (np.arange(40 * 24).reshape(24, 40) * 64).astype(np.uint16)  # from black to nearly white
+# What a web crawl brings, each with the mean of its channels where that is known.
+ODD = {
+    "one colour": (encoded(RED, "PNG"), (255, 0, 0)),
+    "CMYK": (encoded(RED.convert("CMYK"), "JPEG", quality=100), (255, 0, 0)),
+    "CMYK TIFF": (encoded(RED.convert("CMYK"), "TIFF"), (255, 0, 0)),
+    "grey": (encoded(Image.new("L", (9, 9), 90), "JPEG"), (90, 90, 90)),
+    "black and white": (encoded(Image.new("1", (9, 9), 1), "PNG"), (255, 255, 255)),
+    "palette": (encoded(RED.convert("P"), "GIF"), (255, 0, 0)),
+    "16 bits": (encoded(Image.fromarray(STEPS), "PNG"), (119.5,) * 3),
+    "16 bits TIFF": (encoded(Image.fromarray(STEPS), "TIFF"), (119.5,) * 3),
+    "turned": (encoded(noise(40, 24), "JPEG", exif=TURNED), None),
+    "animated": (encoded(RED, "GIF", save_all=True, append_images=[noise(40, 24)]), (255, 0, 0)),
+    "animated PNG": (
+        encoded(RED, "PNG", save_all=True, append_images=[noise(40, 24)]),
+        (255, 0, 0),
+    ),
+    "one pixel": (encoded(Image.new("RGB", (1, 1), "red"), "PNG"), (255, 0, 0)),
+    "1 x 5,000": (encoded(noise(1, 5000), "PNG"), None),
+    "5,000 x 1": (encoded(noise(5000, 1), "JPEG"), None),
+}
+BROKEN = {
+    "no image": b"<html>not found</html>",
+    "nothing": b"",
+    "half": encoded(noise(40, 24), "JPEG")[:700],
+    "numbers": encoded(
+        Image.fromarray(np.linspace(-9, 900, 81).reshape(9, 9).astype("f4")), "TIFF"
+    ),
+}
+
+
+def crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_skipped: float) -> Path:
+    """A data set of all these images, as the download stage writes it."""
+    images = {name: data for name, (data, _) in ODD.items()} | BROKEN
+
+    def read(*_: object) -> Iterator[Sample]:
+        return (
+            Sample(name.replace(" ", "-"), data, {"raw": [name]}) for name, data in images.items()
+        )
+
+    module = SimpleNamespace(
+        **vars(datasets.module("scenes")) | {"read": read, "size": lambda _: len(images)}
+    )
+    monkeypatch.setattr(download, "module", lambda _: module)
+    out = tmp_path / "datasets" / "crawl"
+    download.dataset(
+        "scenes", json.dumps({"split": "val", "images": 1}), 0, out, max_skipped=max_skipped
+    )
+    return out
+
+
+def test_odd_images_come_out_as_people_see_them_and_broken_ones_are_counted(tmp_path, monkeypatch):
+    folder = crawl(tmp_path, monkeypatch, 0.3)
+    manifest = read_json(folder / "manifest.json")
+    assert [entry["key"] for entry in manifest["skipped"]] == [
+        name.replace(" ", "-") for name in BROKEN
+    ]
+    assert manifest["reasons"] == {"broken image": len(BROKEN)}
+    reader = ImageReader(folder)
+    for row, (name, (_, mean)) in enumerate(ODD.items()):
+        pixels = reader.read(row)
+        if mean:
+            np.testing.assert_allclose(pixels.mean((0, 1)), mean, atol=3, err_msg=name)
+    assert reader.read([*ODD].index("turned")).shape == (40, 24, 3)
+    for how in RESIZES:
+        batch = reader.load(range(len(reader)), 32, how)
+        assert batch.shape == (len(ODD), 3, 32, 32)
+
+
+def test_too_many_broken_images_are_told_with_names(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=rf"4 of {len(ODD) + 4} images are broken, more than 10.0%: no-image"
+    ):
+        crawl(tmp_path, monkeypatch, 0.1)
+
+
+def test_an_image_that_breaks_later_is_named_among_thousands(tmp_path):
+    writer = ShardWriter(tmp_path, 1000)
+    data = [encoded(noise(8 + i % 7, 8), "JPEG") for i in range(7)]
+    for i in range(3000):
+        writer.add(Sample(f"k{i}", data[i % 7], {}))
+    writer.close()
+    offset, size = pl.read_parquet(tmp_path / "index.parquet").select("offset", "size").row(1234)
+    shard = tmp_path / "shard-00001.tar"
+    # Within the picture, where a JPEG would be read to other colours without a word.
+    shard.write_bytes(flipped(shard.read_bytes(), offset + size - 20))
+    reader = ImageReader(tmp_path)
+    with pytest.raises(ImageError, match=rf"'k1234' in {shard} at byte {offset}: .*CRC32C"):
+        reader.load(range(1200, 1300), 8)
+    reader.load([*range(1200, 1234), *range(1235, 1300)], 8)
+
+
+def test_images_of_one_colour_are_trained_on(inputs, tmp_path):  # noqa: F811
+    """Features that are all the same have losses and gradients that are finite."""
+    images = tmp_path / "dots"
+    shutil.copytree(inputs["images"], images)
+    writer = ShardWriter(images, 10)
+    for i in range(24):
+        writer.add(Sample(f"dot-{i}", encoded(Image.new("RGB", (16, 16), "red"), "PNG"), {}))
+    writer.close()
+    train(images, tmp_path / "run", settings(epochs=2), inputs["stores"])
+    assert all(math.isfinite(line["loss"]) for line in log_lines(tmp_path / "run"))
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+LATIN = "Un café".encode("latin-1")
+
+
+def test_captions_of_another_encoding_are_left_out_and_told(tmp_path):
+    shard = tmp_path / "0.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in {"a.jpg": b"1", "a.txt": LATIN, "b.jpg": b"2", "b.txt": b"a dog"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    left_out, kept = _links.samples([shard])
+    assert left_out == Skipped("a", "caption is not UTF-8")
+    assert kept.captions == {"raw": ["a dog"]}
+
+
+@pytest.mark.parametrize("reader", [read_objects, lines_of, items_of])
+def test_published_captions_of_another_encoding_are_named(tmp_path, reader):
+    file = tmp_path / "captions.json"
+    file.write_bytes(b'[{"key": "a", "text": "' + LATIN + b'"}]')
+    with pytest.raises(ValueError, match=f"{file} is not UTF-8"):
+        list(reader(file))
+
+
+# --- numbers and labels at their ends -----------------------------------------------------------
+
+
+def test_tau_at_its_clamp_stays_there_and_training_goes_on(inputs, tmp_path):  # noqa: F811
+    pressed = settings(epochs=12, lr=2e-2, tau=0.6, max_scale=2, augment={})
+    train(**inputs, out=tmp_path / "run", settings=pressed)
+    lines = log_lines(tmp_path / "run")
+    assert min(line["tau"] for line in lines) == pytest.approx(0.5, rel=1e-6)
+    assert lines[-1]["tau"] == pytest.approx(0.5, rel=1e-6)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_class_without_images_is_a_wrong_answer_and_no_error():
+    texts = torch.eye(3)  # of cat, dog, fish; there is no picture of a fish
+    images = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.2, 1.0]])
+    answer = zeroshot.evaluate(
+        asked_of(("xy", ["cat", "dog"], images), (["cat", "dog", "fish"], texts))
+    )
+    assert answer.metrics["top1"].hit.tolist() == [True, False]

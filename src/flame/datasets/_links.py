@@ -90,16 +90,26 @@ def samples(shards: Iterable[Path]) -> Iterator[Sample | Skipped]:
     for shard in shards:
         for key, members in groups(shard):
             image = next((members[kind] for kind in IMAGES if kind in members), None)
-            text = members.get("txt", b"").decode(errors="replace").strip()
+            text = utf8_or_none(members.get("txt", b""))
             if key in seen:
                 yield Skipped(key, "the key is there already")
             elif image is None:
                 yield Skipped(key, "no image")
-            elif not text:
+            elif text is None:
+                yield Skipped(key, "caption is not UTF-8")
+            elif not text.strip():
                 yield Skipped(key, "no caption")
             else:
-                yield Sample(key, image, {"raw": [text]})
+                yield Sample(key, image, {"raw": [text.strip()]})
             seen.add(key)
+
+
+def utf8_or_none(text: bytes) -> str | None:
+    """A text, if its bytes are one."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

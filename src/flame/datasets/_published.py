@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from flame import fetch
 from flame.datasets import Card
+from flame.integrity import utf8
 from flame.partial import sha256
 
 Kind = Literal["raw", "short", "long"]
@@ -77,7 +78,7 @@ def image(found: dict[str, Path], name: str, folder: Path) -> bytes:
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a file of JSON lines."""
-    with path.open(encoding="utf-8") as file:
+    with utf8(path) as file:
         yield from (json.loads(line) for line in file if line.strip())
 
 
@@ -89,7 +90,7 @@ def items_of(path: Path) -> Iterator[dict[str, Any]]:
     """
     decoder = json.JSONDecoder()
     rest = ""
-    with path.open(encoding="utf-8") as file:
+    with utf8(path) as file:
         while block := file.read(BLOCK):
             rest += block
             while (start := rest.find("{")) >= 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flame.datasets import Card, Sample, Skipped
-from flame.datasets._links import IMAGES, groups
+from flame.datasets._links import IMAGES, groups, utf8_or_none
 from flame.datasets._published import Kind, OnHub, commit_of, expected, files_of
 
 NAMES, TEMPLATES = "classnames", "zeroshot_classification_templates"
@@ -120,9 +120,11 @@ class Retrieval:
         """
         for key, encoded, members in _samples(root, options):
             # A newline within a caption is written as the two characters \n, and stays so.
-            lines = members.get("txt", b"").decode("utf-8").splitlines()
-            captions = [line for line in lines if line.strip()]
-            if encoded is None or not captions:
+            text = utf8_or_none(members.get("txt", b""))
+            captions = [line for line in (text or "").splitlines() if line.strip()]
+            if text is None:
+                yield Skipped(key, "captions are not UTF-8")
+            elif encoded is None or not captions:
                 yield Skipped(key, "no image" if encoded is None else "no caption")
             else:
                 yield Sample(key, encoded, {options.kind: captions})

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from flame.figures import GREY, PALETTE, canvas, dataset_folder, training_file
 from flame.images import ImageReader
+from flame.integrity import verified
 from flame.sections import ExamplesFigure
 from flame.settings import FigureSettings
 
@@ -80,7 +81,7 @@ def query_texts(captions: Path, answers: pl.DataFrame) -> list[str]:
     Raises:
         ValueError: the keys fit no kind, or several.
     """
-    table = pl.read_parquet(captions)
+    table = pl.read_parquet(verified(captions))
     kinds = {str(kind): rows for (kind,), rows in table.group_by("kind", maintain_order=True)}
     fitting = [name for name, rows in kinds.items() if rows["key"].equals(answers["key"])]
     if len(fitting) != 1:
