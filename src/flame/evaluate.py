@@ -48,9 +48,9 @@ def evaluate(
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
-    tower, _ = load(model)
+    tower, trained = load(model)
     title = f"evaluate {settings.run}"
-    features = Features(tower, datasets, stores, batch_size, title)
+    features = Features(tower, datasets, stores, batch_size, title, trained.get("texts"))
     records, frames = [], []
     for question in _by_dataset(settings.questions):
         answer = ask(features.asked(question))

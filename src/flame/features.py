@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from flame import progress
+from flame import progress, space
 from flame.images import ImageReader
 from flame.integrity import verified
 from flame.model import Tower
@@ -44,6 +44,7 @@ class Features:
         stores: Sequence[Path],
         batch_size: int,
         title: str,
+        trained: Mapping[str, Any] | None = None,
     ) -> None:
         """Take what features are made of; nothing is computed yet.
 
@@ -53,10 +54,12 @@ class Features:
             stores: embedding stores of their captions: every part of every kind.
             batch_size: images, or texts, per forward pass.
             title: of the job, for the progress bar.
+            trained: how the texts that it was trained on were embedded, as `flame.space` says it;
+                not known of a tower of others.
         """
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tower = tower.to(self._device)
-        self._batch_size, self._title = batch_size, title
+        self._batch_size, self._title, self._trained = batch_size, title, trained
         self._datasets = {path.name: path for path in datasets}
         self._parts = by_kind(stores)
         self._images = lru_cache(maxsize=1)(partial(self._read, encode=tower.encode_image))
@@ -102,6 +105,8 @@ class Features:
                 f"the tower was trained on text embeddings of width {self._tower.dim}, those of "
                 f"{question.dataset!r} by {texts.attributes['llm']!r} have {texts.dim}"
             )
+        if self._trained:
+            space.check(self._trained, texts, question.facets, question.center)
         centers = self._tower.centers
         center = _get(centers, question.center, "center of kind") if centers else {}
         return Texts(texts.keys, text_features(texts, question.facets, center))

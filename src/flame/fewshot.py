@@ -19,11 +19,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from flame import command, progress
+from flame import command, progress, space
 from flame.bootstrap import rate
 from flame.images import ImageReader
 from flame.model import FlameTower, load
-from flame.partial import write_atomic
+from flame.partial import sha256, write_atomic
 from flame.sections import Trial, known
 from flame.settings import FewShotSettings, FlameTraining
 from flame.store import Embeddings, by_kind
@@ -76,7 +76,7 @@ def fewshot(
         trial: draw(reader.labels, trial, chosen.episodes, settings.seed) for trial in chosen.trials
     }
     speaker = Speaker(llm)
-    mapper = _mapper(model, speaker, stores, settings, batch_size)
+    mapper = _mapper(model, llm, speaker, stores, settings, batch_size)
     shown = pictures(reader.labels, chosen.pictures)
     used = {i for drawn in episodes.values() for e in drawn for i in (*e.examples, e.query)}
     rows = sorted(used)
@@ -210,7 +210,12 @@ def _by_label(labels: Sequence[str | None]) -> dict[str, list[int]]:
 
 
 def _mapper(
-    model: Path, speaker: Speaker, stores: list[Path], settings: FewShotSettings, batch_size: int
+    model: Path,
+    llm: Path,
+    speaker: Speaker,
+    stores: list[Path],
+    settings: FewShotSettings,
+    batch_size: int,
 ) -> Mapper:
     """The tower with where its features lie.
 
@@ -240,6 +245,14 @@ def _mapper(
         raise ValueError(
             f"the tower has features of width {tower.dim}, its captions' embeddings {texts.dim}, "
             f"the LLM's head reads {speaker.dim}"
+        )
+    if "texts" in record:
+        space.check(record["texts"], texts, [facet], kind)
+    checkpoint = sha256(llm / "flame.json")
+    if texts.attributes.get("checkpoint", checkpoint) != checkpoint:
+        raise ValueError(
+            f"{llm} is not the LLM {texts.attributes['llm']!r} that embedded the captions: its "
+            f"flame.json has sha256 {checkpoint}, not {texts.attributes['checkpoint']}"
         )
     centers = tower.centers.get(kind, {})
     if tower.centers and facet not in centers:

@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from flame import __version__, command, curve, model
+from flame import __version__, command, curve, model, space
 from flame.images import ImageReader
 from flame.model import Tower
 from flame.pairs import Batch, Batches, Pairs, Texts
@@ -86,7 +86,7 @@ def train(
             log.info("going on from step %d of %d", training.step, len(batches))
         training.run(_loader(batches, training.step, workers, place))
         if place.rank == 0:
-            _finish(training, pairs)
+            _finish(training, pairs, texts)
 
 
 def sources(
@@ -124,6 +124,7 @@ def _texts(
             kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
             for kind, parts in by_kind(stores).items()
         }
+        space.describe(opened, settings.targets)  # before hours of training, not after
         return opened, settings.targets
     from flame import clip  # here, because open_clip takes seconds to import
 
@@ -139,7 +140,7 @@ def _texts(
 def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
     """The tower as it is before the first step."""
     if isinstance(settings, FlameTraining):
-        stores = {kind: store for kind, store in texts.items() if isinstance(store, Embeddings)}
+        stores = _stores(texts)
         tower = model.create(settings, next(iter(stores.values())).dim)
         if settings.recipe.standardize == "center":
             tower.centers = {kind: _means(store) for kind, store in stores.items()}
@@ -147,6 +148,10 @@ def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) ->
     from flame import clip
 
     return clip.create(settings, base)
+
+
+def _stores(texts: Mapping[str, Texts]) -> dict[str, Embeddings]:
+    return {kind: store for kind, store in texts.items() if isinstance(store, Embeddings)}
 
 
 def _means(store: Embeddings) -> dict[str, torch.Tensor]:
@@ -192,8 +197,8 @@ def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator
         yield shared[0]
 
 
-def _finish(training: Trainer, pairs: Pairs) -> None:
-    record = {
+def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None:
+    record: dict[str, Any] = {
         "settings": training.settings.model_dump(mode="json"),
         "dim": training.tower.dim,
         "pairs": {"used": pairs.used, "skipped": pairs.skipped},
@@ -202,6 +207,8 @@ def _finish(training: Trainer, pairs: Pairs) -> None:
         "loss": training.loss,
         "versions": {"flame": __version__} | {name: version(name) for name in ("torch", "timm")},
     }
+    if isinstance(training.settings, FlameTraining):
+        record["texts"] = space.describe(_stores(texts), training.settings.targets)
     model.save(training.tower, training.folder, record)
     curve.draw(
         training.folder / "log.jsonl",

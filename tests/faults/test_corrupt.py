@@ -18,16 +18,19 @@ import pytest
 import torch
 from PIL import Image
 
-from flame import caption, checkpoints, datasets, download, model, results, store
+import test_fewshot
+from flame import caption, checkpoints, datasets, download, model, results, space, store
 from flame.captions import Row, read_objects
 from flame.clip import Tokens
 from flame.datasets import Sample, Skipped, _links
 from flame.datasets._published import items_of, lines_of
 from flame.embed import embed
+from flame.evaluate import evaluate
 from flame.images import RESIZES, ImageReader
 from flame.integrity import SUMS, read_json
 from flame.llm import FrozenLLM
 from flame.sections import Bootstrap
+from flame.settings import EvaluateSettings, Question
 from flame.shards import ImageError, ShardWriter
 from flame.tasks import zeroshot
 from flame.train import train
@@ -404,6 +407,97 @@ def test_published_captions_of_another_encoding_are_named(tmp_path, reader):
     file.write_bytes(b'[{"key": "a", "text": "' + LATIN + b'"}]')
     with pytest.raises(ValueError, match=f"{file} is not UTF-8"):
         list(reader(file))
+
+
+# --- embeddings of another LLM or prompt --------------------------------------------------------
+
+SPACE = {
+    "llm": "small",
+    "checkpoint": "a" * 64,
+    "layer": "last",
+    "final_norm": True,
+    "positions": "restart",
+    "cleanup": "none",
+    "max_caption_tokens": None,
+}
+
+
+def embedded(folder: Path, kind: str, **attributes: object) -> store.Embeddings:
+    """Embeddings of three captions of a kind."""
+    path = write(folder / f"{kind}.zarr", np.ones((3, len(FACETS), 8)), kind=kind, **attributes)
+    return store.Embeddings.open([path], "scenes")
+
+
+@pytest.fixture
+def trained(tmp_path) -> dict:
+    """How the texts of a run were embedded, which matched two facets of raw captions."""
+    stores = {"raw": embedded(tmp_path / "trained", "raw", **SPACE)}
+    return json.loads(json.dumps(space.describe(stores, {"raw": FACETS[:2]})))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("llm", "other"),
+        ("checkpoint", "b" * 64),
+        ("layer", 3),
+        ("final_norm", False),
+        ("positions", "running"),
+        ("cleanup", "release"),
+        ("max_caption_tokens", 77),
+        ("prefix", ["a", "c"]),
+        ("facets", dict.fromkeys(FACETS, " another")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["raw", "class"])
+def test_texts_that_were_embedded_otherwise_are_refused(trained, tmp_path, name, value, kind):
+    other = embedded(tmp_path, kind, **SPACE | {name: value})
+    said = rf"trained on embeddings with \w*{name.rstrip('s')}.*, those of the {kind} captions have"
+    with pytest.raises(ValueError, match=said):
+        space.check(trained, other, FACETS[:1], "raw")
+
+
+def test_what_a_run_did_not_use_of_its_stores_may_change(trained, tmp_path):
+    facets = ATTRIBUTES["facets"] | {FACETS[2]: " another"}
+    space.check(trained, embedded(tmp_path / "a", "raw", **SPACE, facets=facets), FACETS, "raw")
+    # Of a kind that was neither trained on nor centred on, no prompt is prescribed.
+    free = embedded(tmp_path / "b", "short", **SPACE, prefix=["x", "y"])
+    space.check(trained, free, FACETS[:1], None)
+
+
+def test_kinds_of_two_llms_are_not_trained_on_together(tmp_path):
+    stores = {
+        "raw": embedded(tmp_path, "raw", **SPACE),
+        "long": embedded(tmp_path, "long", **SPACE | {"llm": "other"}),
+    }
+    with pytest.raises(ValueError, match='raw and of long captions differ in llm: "small" and "ot'):
+        space.describe(stores, {"raw": FACETS, "long": FACETS})
+
+
+def test_evaluate_refuses_a_store_of_another_llm_of_the_same_width(inputs, tmp_path):  # noqa: F811
+    train(**inputs, out=tmp_path / "run", settings=settings(epochs=2))
+    other = tmp_path / "raw.zarr"
+    attributes = {"kind": "raw", "facets": {"scene": " a"}, "part": 0, "parts": 1, "llm": "other"}
+    store.create(other, attributes)
+    writer = store.Writer(other, "dots", keys=["dot-0"], facets=["scene"], dim=DIM)
+    writer.write(range(1), np.ones((1, 1, DIM)))
+    asked = {"benchmark": "Dots", "task": "retrieval", "dataset": "dots", "captions": "raw"}
+    question = Question.model_validate(asked | {"facets": ["scene"], "center": "raw"})
+    wanted = EvaluateSettings(run="r", questions=(question,), bootstrap=Bootstrap(), version=1)
+    out = tmp_path / "m.json", tmp_path / "m.parquet"
+    with pytest.raises(ValueError, match=r"'Dots': .* with llm null, those .* have .other"):
+        evaluate(tmp_path / "run", [inputs["images"]], *out, wanted, (other,))
+    assert not out[0].exists()
+
+
+def test_another_llm_than_that_of_the_captions_does_not_speak(words, tmp_path):  # noqa: F811
+    other = tmp_path / "raw.zarr"
+    facets = {"kind": "raw", "facets": {"scene": ""}, "part": 0, "parts": 1}
+    store.create(other, facets | {"llm": "small", "checkpoint": "a" * 64})
+    writer = store.Writer(other, "pairs", keys=["a"], facets=["scene"], dim=64)
+    writer.write(range(1), np.ones((1, 1, 64)))
+    with pytest.raises(ValueError, match=f"{words['llm']} is not the LLM 'small' that embedded"):
+        test_fewshot.run(words | {"raw.zarr": other}, tmp_path / "out", test_fewshot.settings())
 
 
 # --- numbers and labels at their ends -----------------------------------------------------------
