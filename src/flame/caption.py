@@ -19,7 +19,7 @@ from flame.images import ImageReader
 from flame.integrity import seal, verified
 from flame.partial import partial, sha256, write_atomic
 from flame.sections import PublishedCaptions
-from flame.settings import CaptionSettings, CaptionsSettings
+from flame.settings import CaptionSettings, CaptionsSettings, rows_of
 from flame.shards import CAPTIONS, ImageError
 
 log = logging.getLogger(__name__)
@@ -77,21 +77,21 @@ def _describe_part(
 ) -> None:
     """Describe what `folder` lacks."""
     reader = ImageReader(images)
-    start, stop = (len(reader) * n // settings.parts for n in (settings.part, settings.part + 1))
+    own = rows_of(len(reader), settings.part, settings.parts)
     chunks = {
-        folder / f"chunk-{number:05d}.parquet": range(first, min(first + chunk, stop))
-        for number, first in enumerate(range(start, stop, chunk))
+        folder / f"chunk-{number:05d}.parquet": own[first : first + chunk]
+        for number, first in enumerate(range(0, len(own), chunk))
     }
     missing = {path: rows for path, rows in chunks.items() if not path.exists()}
-    done = stop - start - sum(map(len, missing.values()))
+    done = len(own) - sum(map(len, missing.values()))
     if done:
-        log.info("kept %d of %d images from an interrupted job", done, stop - start)
+        log.info("kept %d of %d images from an interrupted job", done, len(own))
     if not missing:
         return
-    raw = _raw_captions(images, reader.keys[start:stop])
+    raw = _raw_captions(images, reader.keys[own.start : own.stop])
     engine = vlm.create(captioner)
     title = f"caption {settings.dataset} {settings.part + 1}/{settings.parts}"
-    with progress.bar(stop - start, "images", title, done=done) as bar:
+    with progress.bar(len(own), "images", title, done=done) as bar:
         for path, rows in missing.items():
             began = time.monotonic()
             readable = _read(reader, rows)

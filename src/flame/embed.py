@@ -12,7 +12,7 @@ from flame.integrity import verified
 from flame.llm import TOKEN_BUDGET, FrozenLLM, cleaned
 from flame.partial import partial, sha256
 from flame.sections import known
-from flame.settings import EmbedSettings
+from flame.settings import EmbedSettings, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
             raise ValueError(
                 f"{folders[name]} has no captions of kind {known(settings.kind, kinds)}"
             )
-        start, stop = (len(rows) * n // settings.parts for n in (settings.part, settings.part + 1))
-        captions[name] = rows[start:stop]
+        own = rows_of(len(rows), settings.part, settings.parts)
+        captions[name] = rows[own.start : own.stop]
     return captions
 
 

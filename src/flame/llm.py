@@ -298,6 +298,8 @@ class FrozenLLM:
         """Captions cut after `max_tokens` tokens, and how many of them were cut."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
+        if not captions:  # as in a part of a small set; tokenizers fail on no text
+            return [], 0
         cut = list(captions)
         for i, spans in enumerate(
             self._tokenize(captions, return_offsets_mapping=True)["offset_mapping"]
