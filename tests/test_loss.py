@@ -1,5 +1,6 @@
 """Both losses against their formulas, open_clip, and themselves in two processes."""
 
+import json
 import math
 import socket
 from itertools import product
@@ -7,8 +8,10 @@ from itertools import product
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from flame.loss import LOSSES, criterion, kind_weights, sigmoid_loss, softmax_loss
 from flame.sections import Recipe
@@ -165,3 +168,29 @@ def test_mean_over_two_processes_is_the_loss_and_gradient_of_one():
         assert (first[case][0] + second[case][0]) / 2 == pytest.approx(loss, rel=1e-5)
         mean = (torch.tensor(first[case][1]) + torch.tensor(second[case][1])) / 2
         torch.testing.assert_close(mean, torch.tensor(gradient), rtol=1e-4, atol=1e-5)
+
+
+def _peak(name, facets, file, images=256):
+    """Largest memory that a loss and its gradient take, in (A, A) matrices of float32."""
+    features, texts = (torch.randn(images, *shape, 8) for shape in ((), (facets,)))
+    features.requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        LOSSES[name](features, texts, SCALE, BIAS).backward()
+    watched.export_chrome_trace(str(file))
+    events = json.loads(file.read_text())["traceEvents"]
+    taken = [event["args"] for event in events if event["name"] == "[memory]"]
+    before = taken[0]["Total Allocated"] - taken[0]["Bytes"]
+    return (max(each["Total Allocated"] for each in taken) - before) / (4 * images**2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_of_many_processes_keeps_the_matrices_of_one_facet_only(name, tmp_path):
+    few, many = (_peak(name, facets, tmp_path / "trace.json") for facets in (2, 8))
+    assert many > few + 6
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        few, many = (_peak(name, facets, tmp_path / "trace.json") for facets in (2, 8))
+    finally:
+        dist.destroy_process_group()
+    assert many < few + 1
+    assert many < 7

@@ -17,15 +17,14 @@ import torch
 from open_clip.tokenizer import tokenize
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 from flame import model
 from flame.integrity import read_json, verified
-from flame.loss import gather
 from flame.model import Outputs, Tower
+from flame.processes import gather, rank
 from flame.sections import Backbone, Recipe, TextTower, known
 from flame.settings import ClipTraining, LongClipTraining
 
@@ -297,7 +296,7 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
 def _coarse(images: Tensor, components: int) -> Tensor:
     """Principal components (B, D) of this process's image features, over those of all processes."""
     reduced = principal(gather(images), components)
-    first = len(images) * (dist.get_rank() if dist.is_initialized() else 0)
+    first = len(images) * rank()
     return reduced[first : first + len(images)]
 
 

@@ -126,7 +126,13 @@ RESIZES = {"fit": _fit, "crop": _crop, "squash": _squash}
 
 
 def augment(
-    images: torch.Tensor, generator: torch.Generator, *, scale: tuple[float, float], shift: int
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float],
+    shift: int,
+    rank: int = 0,
+    processes: int = 1,
 ) -> torch.Tensor:
     """Random crop, resized back, and random shift; never a flip, as left and right mean something.
 
@@ -135,6 +141,9 @@ def augment(
         generator: of the CPU, so that every device sees the same draws.
         scale: smallest and largest share of the area that a crop keeps, in (0, 1].
         shift: largest shift along each axis in pixels; the edge is repeated.
+        rank: which share of a larger batch the images are: every `processes`-th from this one on.
+        processes: number of shares. Each draws for the whole batch, so that an image is changed in
+            the same way whoever has it.
 
     Returns:
         (B, 3, H, W) float in [0, 1]; the images themselves for scale (1, 1) and shift 0.
@@ -143,10 +152,11 @@ def augment(
     if scale == (1, 1) and shift == 0:
         return pixels
     batch, _, height, width = pixels.shape
+    whole, own = batch * processes, slice(rank, None, processes)
     low, high = scale
-    side = (low + (high - low) * torch.rand(batch, generator=generator)).sqrt()
-    centre = (1 - side[:, None]) * (2 * torch.rand(batch, 2, generator=generator) - 1)
-    steps = torch.randint(-shift, shift + 1, (batch, 2), generator=generator)
+    side = (low + (high - low) * torch.rand(whole, generator=generator)[own]).sqrt()
+    centre = (1 - side[:, None]) * (2 * torch.rand(whole, 2, generator=generator)[own] - 1)
+    steps = torch.randint(-shift, shift + 1, (whole, 2), generator=generator)[own]
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = centre + 2 * steps / torch.tensor([width, height])

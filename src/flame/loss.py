@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.distributed.nn.functional as collectives
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from flame.processes import gather, rank
 from flame.sections import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -47,7 +47,7 @@ def softmax_loss(
     """
     images, texts = functional.normalize(images, dim=-1), functional.normalize(texts, dim=-1)
     all_images, all_texts = gather(images), gather(texts)
-    first = len(images) * _rank()
+    first = len(images) * rank()
     labels = torch.arange(first, first + len(images), device=images.device)
 
     def facet_loss(images: Tensor, all_images: Tensor, scale: Tensor, k: int) -> Tensor:
@@ -81,7 +81,7 @@ def sigmoid_loss(
     images, texts = functional.normalize(images, dim=-1), functional.normalize(texts, dim=-1)
     all_texts = gather(texts)
     signs = -torch.ones(len(images), len(all_texts), device=images.device)
-    signs.diagonal(len(images) * _rank()).fill_(1.0)
+    signs.diagonal(len(images) * rank()).fill_(1.0)
 
     def facet_loss(images: Tensor, scale: Tensor, bias: Tensor, k: int) -> Tensor:
         logits = scale * images @ all_texts[:, k].T + bias
@@ -126,21 +126,6 @@ def kind_weights(kinds: Sequence[str]) -> Tensor:
     return torch.tensor([1 / (len(facets) * facets[kind]) for kind in kinds])
 
 
-def gather(features: Tensor) -> Tensor:
-    """Features of all processes, (B, ...) -> (A, ...), in the order of their ranks.
-
-    The gradient flows back to the process that a feature came from, where there is one: text
-    embeddings of a frozen LLM have none, and are not waited for a second time.
-    """
-    if not dist.is_initialized():
-        return features
-    if features.requires_grad:
-        return torch.cat(collectives.all_gather(features.contiguous()))
-    parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, features.contiguous())
-    return torch.cat(parts)
-
-
 def _mean_of_facets(
     facet_loss: Callable[..., Tensor], facets: int, weights: Tensor | None, *inputs: Tensor
 ) -> Tensor:
@@ -151,7 +136,3 @@ def _mean_of_facets(
     else:
         losses = [facet_loss(*inputs, k) for k in range(facets)]
     return torch.stack(losses).mean() if weights is None else torch.stack(losses) @ weights
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

@@ -30,10 +30,11 @@ from flame.llm import TOKEN_BUDGET, FrozenLLM, Layout, facet_mask, plan
 from flame.model import Centers
 from flame.pairs import Batches, Pairs, Texts
 from flame.partial import write_atomic
+from flame.processes import Place
 from flame.sections import known
 from flame.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
 from flame.store import Embeddings, by_kind
-from flame.trainer import Place, Trainer
+from flame.trainer import Trainer
 
 # Each ratio -> what is divided by what.
 RATIOS = {

@@ -21,7 +21,9 @@ class _Lines:
         self._stream.flush()
 
 
-def bar(total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.0) -> tqdm:
+def bar(
+    total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.0, shown: bool = True
+) -> tqdm:
     """A bar with rate and time left that prints one line every few seconds.
 
     Args:
@@ -30,9 +32,11 @@ def bar(total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.
         title: what the job is, such as "embed scenes/long 1 of 2".
         done: units that an interrupted run had done before.
         seconds: time between two lines.
+        shown: whether lines are printed at all.
     """
     return tqdm(
         total=total,
+        disable=not shown,
         initial=done,
         unit=f" {unit}",
         desc=title,

@@ -1,25 +1,24 @@
 """Images and their captions -> a tower: FLAME's on stored embeddings, a baseline's on words."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from flame import __version__, command, curve, model, space
+from flame import __version__, command, curve, model, processes, space
 from flame.images import ImageReader
 from flame.model import Tower
 from flame.pairs import Batch, Batches, Pairs, Texts
 from flame.partial import partial, sha256
+from flame.processes import Place
 from flame.settings import ClipTraining, FlameTraining, LongClipTraining, Training
 from flame.store import Embeddings, by_kind, read_attributes
-from flame.trainer import Place, Trainer
+from flame.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def train(
         cache_bytes=cache_mb << 20,
     )
     fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
-    with _processes(device) as place, _output(out, fingerprint, place) as folder:
+    with processes.joined(device) as place, _output(out, fingerprint, place) as folder:
         batches = Batches(
             pairs,
             batch_size=recipe.batch_size,
@@ -81,9 +80,10 @@ def train(
         torch.manual_seed(settings.seed)
         tower = _tower(settings, texts, base)
         training = Trainer(tower, batches, settings, folder, place)
-        log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
-        if training.step:
-            log.info("going on from step %d of %d", training.step, len(batches))
+        if place.rank == 0:
+            log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
+            if training.step:
+                log.info("going on from step %d of %d", training.step, len(batches))
         training.run(_loader(batches, training.step, workers, place))
         if place.rank == 0:
             _finish(training, pairs, texts)
@@ -173,28 +173,19 @@ def _loader(batches: Batches, first: int, workers: int, place: Place) -> DataLoa
 
 
 @contextmanager
-def _processes(device: str) -> Iterator[Place]:
-    """This process among those that `torchrun` started, or alone."""
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if "WORLD_SIZE" not in os.environ:
-        yield Place(0, 1, torch.device("cuda" if cuda else "cpu"))
-        return
-    own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu")
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=own if cuda else None)
-    try:
-        yield Place(dist.get_rank(), dist.get_world_size(), own)
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
 def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator[Path]:
     """Folder that becomes `out`: the first process holds it, the others are told where it is."""
-    with partial(out, fingerprint) if place.rank == 0 else nullcontext() as folder:
-        shared: list[Any] = [folder]
-        if dist.is_initialized():
-            dist.broadcast_object_list(shared)
-        yield shared[0]
+    with ExitStack() as held:
+        folder: Path | OSError | None = None
+        if place.rank == 0:
+            try:
+                folder = held.enter_context(partial(out, fingerprint))
+            except OSError as error:  # else the others wait for a first process that is gone
+                folder = error
+        folder = processes.from_first(folder)
+        if isinstance(folder, OSError):
+            raise folder
+        yield folder
 
 
 def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None:

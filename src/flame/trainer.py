@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,24 +20,17 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flame import progress
+from flame import processes, progress
 from flame.images import augment
 from flame.model import Tower
 from flame.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.pairs import Batch, Batches, generator
 from flame.partial import write_atomic
+from flame.processes import Place
 from flame.sections import Recipe
 from flame.settings import Training
 
 LOG_LINES = 500  # of a whole run, about
-
-
-class Place(NamedTuple):
-    """Which of how many processes this is, and where it computes."""
-
-    rank: int
-    processes: int
-    device: torch.device
 
 
 class Trainer:
@@ -66,6 +59,9 @@ class Trainer:
         self.checkpoint = folder / "checkpoint.safetensors"
         if self.checkpoint.exists():
             self._restore()
+        seen = processes.gather(torch.tensor([self.step], device=place.device)).tolist()
+        if len(set(seen)) > 1:
+            raise ValueError(f"processes see checkpoints of steps {seen} in {folder}: another each")
 
     def run(self, loader: Iterable[Batch]) -> None:
         """All steps that are left."""
@@ -77,7 +73,7 @@ class Trainer:
         with (
             _open_log(self.folder, self.step, self.place) as lines,
             _stop_signal() as stopping,
-            progress.bar(total, "images", title, done=done) as bar,
+            progress.bar(total, "images", title, done=done, shown=self.place.rank == 0) as bar,
         ):
             for batch in clock.waiting(loader):
                 line = self.advance(batch)
@@ -86,9 +82,11 @@ class Trainer:
                 bar.update(recipe.batch_size)
                 if self.step % every == 0 or self.step == steps:
                     lines.write(json.dumps(line | clock.rates(recipe.batch_size)) + "\n")
-                if stopping.is_set() or clock.due(60 * recipe.checkpoint_minutes):
+                # Not all are told to stop at the same step, and none can take one alone.
+                stop = processes.any_of(stopping.is_set(), self.place.device)
+                if clock.due(60 * recipe.checkpoint_minutes) or stop:
                     self._save()
-                if stopping.is_set():
+                if stop:
                     sys.exit(128 + signal.SIGTERM)
 
     def advance(self, batch: Batch) -> dict[str, float]:
@@ -98,22 +96,27 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # A step's randomness depends on its number only, so a checkpoint holds no random states.
-        seeds = self.settings.seed, self.step, self.place.rank
-        torch.manual_seed(generator("dropout", *seeds).initial_seed())
+        # What is drawn for the whole batch is drawn by all as the first process draws it.
+        first, own = ((self.settings.seed, self.step, rank) for rank in (0, self.place.rank))
+        torch.manual_seed(generator("dropout", *own).initial_seed())
         pixels = augment(
             batch.images.to(device, non_blocking=True),
-            generator("augment", *seeds),
+            generator("augment", *first),
             scale=recipe.augment.scale,
             shift=recipe.augment.shift,
+            rank=self.place.rank,
+            processes=self.place.processes,
         )
         texts = batch.texts.to(device, non_blocking=True)
         columns = batch.columns.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+        whole = processes.whole_batch(self.place, generator("dropout", *first).initial_seed())
+        with whole, torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self.wrapped(pixels, texts, columns)
         loss = self.tower.loss(outputs, batch.columns)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
-        self.loss, grad_norm, inverse_tau = torch.stack([loss, norm, outputs.scale]).tolist()
+        told = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
+        self.loss, grad_norm, inverse_tau = told.tolist()
         line = {
             "step": self.step + 1,
             "epoch": self.step // self.batches.steps_per_epoch + 1,
