@@ -158,7 +158,8 @@ def test_a_second_run_does_nothing(finished):
 
 def test_speed_is_no_reason_to_run_anew(finished):
     budgets = ["embed:token_budget=512", "embed_training:token_budget=512"]
-    resources = [*budgets, "train:workers=1", "evaluate:batch_size=8"]
+    nodes = ["train:mpi=srun", "train:nodes=2", "train:tasks=2", "train:gres=gpu:8"]
+    resources = [*budgets, *nodes, "train:workers=1", "evaluate:batch_size=8"]
     flags = ["--cores", "1", "--set-threads", "embed=2", "--set-resources", *resources]
     assert planned(finished, TINY, *flags) == set()
 
@@ -529,6 +530,70 @@ def test_the_workflow_is_in_good_form(tmp_path):
         [Path(sys.executable).with_name("snakefmt"), "--check", "workflow"], cwd=ROOT
     )
     assert form.returncode == 0
+
+
+TORCHRUN = "python -m torch.distributed.run --nproc-per-node"
+MEETING = "--rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$(hostname):$((10000 + SLURM_JOB_ID % 20000))"
+
+
+@pytest.mark.parametrize(
+    ("resources", "started"),
+    [
+        ("gpu=1", "python"),
+        ("gpu=8", f"{TORCHRUN}=8 --standalone"),
+        ("gres=gpu:8", f"{TORCHRUN}=8 --standalone"),
+        (
+            "mpi=srun nodes=4 tasks=4 gres=gpu:h100:8 cpus_per_task=64",
+            "srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=64 --kill-on-bad-exit=1"
+            f" env {TORCHRUN}=8 --nnodes=4 --rdzv-backend=c10d {MEETING}",
+        ),
+        (
+            "mpi=srun nodes=2 tasks=2 gpu=4",
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=1"
+            f" env {TORCHRUN}=2 --nnodes=2 --rdzv-backend=c10d {MEETING}",
+        ),
+    ],
+)
+def test_training_is_started_in_a_process_for_every_gpu(tmp_path, resources, started):
+    flags = ["--set-resources", *(f"train:{resource}" for resource in resources.split())]
+    done = snakemake(tmp_path, TINY, "-n", "-p", *flags, "--", "results/train/flame-1")
+    command = re.search(r"^Shell command: (.* -m) flame.train ", done.stdout, re.M)[1]
+    plain = re.sub(r"PYTHONPATH=\S+ \S+/python\S*", "python", command)
+    assert plain == f"{started} -m"
+
+
+@pytest.mark.parametrize(
+    ("resources", "line"),
+    [
+        ("nodes=2", "nodes=2 needs mpi=srun, which starts the others, and tasks=2"),
+        ("mpi=srun nodes=2 gpu=3", "gpu=3 cannot be spread evenly over nodes=2"),
+    ],
+)
+def test_processes_that_nothing_would_start_are_refused(tmp_path, resources, line):
+    flags = ["--set-resources", *(f"train:{resource}" for resource in resources.split())]
+    done = snakemake(tmp_path, TINY, "-n", *flags, "--", "results/train/flame-1")
+    assert done.returncode != 0
+    assert line in done.stdout
+
+
+def test_every_job_gets_more_memory_and_time_with_a_retry(tmp_path):
+    asked = []
+    for attempt in (1, 3):
+        done = snakemake(tmp_path, WHOLE, "-n", "--attempt", str(attempt))
+        jobs = re.findall(r"^rule (\w+):(?s:.*?)^    resources: (.+)$", done.stdout, re.M)
+        asked.append(
+            {
+                (rule, kind, int(amount) // attempt)
+                for rule, resources in jobs
+                for kind, amount in re.findall(r"\b(mem_mb|runtime)=(\d+)", resources)
+            }
+        )
+    assert asked[0] == asked[1]
+    rules = {rule for rule, *_ in asked[0]}
+    assert rules >= {"download_dataset", "download_llm", "embed", "train", "evaluate", "table"}
+    assert {(rule, kind) for rule, kind, _ in asked[0]} == {
+        (rule, kind) for rule in rules for kind in ("mem_mb", "runtime")
+    }
 
 
 def test_rules_leave_the_machine_to_profiles():

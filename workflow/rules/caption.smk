@@ -12,8 +12,8 @@ rule caption:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime="24h",
+        mem_mb=growing(4000),
+        runtime=growing(24 * HOUR),
     params:
         program=program,
         settings=caption_settings,
@@ -44,8 +44,8 @@ rule captions:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
-        runtime="1h",
+        mem_mb=growing(4000),
+        runtime=growing(HOUR),
     params:
         program=program,
         settings=captions_settings,

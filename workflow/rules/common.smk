@@ -33,6 +33,17 @@ study = checked_study()
 # With all that it includes: the captions of the report speak of it.
 config.update(study.model_dump(mode="json"))
 
+HOUR = 60  # minutes, in which `runtime` counts
+
+
+def growing(amount):
+    """Memory or time of a job, once more with each retry, for too little of it may end a job."""
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
+
 
 def one_of(names):
     """Regular expression of some names; of nothing if there are none."""
@@ -63,6 +74,51 @@ def program(wildcards, output):
     return f"PYTHONPATH={SRC} {interpreter} -m" if SRC.is_dir() else f"{interpreter} -m"
 
 
+def trainer(wildcards, output, resources, threads):
+    """How training is called: by torchrun for several GPUs, and that by srun for several nodes.
+
+    As in `program`, where it runs is no reason to run anew. The first node, on which this is read
+    by the shell, is where the processes meet; ports below 32768 are not given away by Linux.
+    """
+    nodes, gpus = resources.get("nodes", 1), gpus_of_node(resources)
+    if nodes == gpus == 1:
+        return program(wildcards, output)
+    torchrun = f"{program(wildcards, output)} torch.distributed.run --nproc-per-node={gpus}"
+    if nodes == 1:
+        return f"{torchrun} --standalone -m"
+    if "mpi" not in resources.keys():
+        raise WorkflowError(
+            f"nodes={nodes} needs mpi=srun, which starts the others, and tasks={nodes}"
+        )
+    cores = resources.get("cpus_per_task", threads)
+    return (
+        f"{resources.mpi} --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+        f" --cpus-per-task={cores} --kill-on-bad-exit=1 env {torchrun} --nnodes={nodes}"
+        " --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID"
+        " --rdzv-endpoint=$(hostname):$((10000 + SLURM_JOB_ID % 20000)) -m"
+    )
+
+
+def gpus_of_node(resources):
+    """GPUs that a job has on each of its nodes; 1 where it asks for none and so has a CPU."""
+    if "gres" in resources.keys():  # gpu, gpu:8 or gpu:<model>:8
+        kind, _, rest = resources.gres.partition(":")
+        number = rest.rpartition(":")[2]
+        return int(number) if kind == "gpu" and number.isdigit() else 1
+    gpus, nodes = resources.get("gpu", 0), resources.get("nodes", 1)
+    if gpus % nodes:
+        raise WorkflowError(f"gpu={gpus} cannot be spread evenly over nodes={nodes}")
+    return max(gpus // nodes, 1)
+
+
+def all_cores(wildcards):
+    """All cores of this machine, so that nothing else runs beside what is timed.
+
+    Where jobs go to other machines there is no such number: 1, or what --set-threads says.
+    """
+    return workflow.resource_settings.cores or 1
+
+
 def known_name(kind, name, table):
     """A name that a wildcard took from the command line, or an error with the known ones."""
     if name not in table:
@@ -78,14 +134,14 @@ def dataset_options(wildcards):
     return json.dumps(known_name("dataset", wildcards.dataset, study.datasets).options)
 
 
-def dataset_memory(wildcards):
+def dataset_memory(wildcards, attempt):
     """MB that a download takes: its index, of 1 kB an image, is made in memory."""
-    return 1000 + study.datasets[wildcards.dataset].images // 1000
+    return (1000 + study.datasets[wildcards.dataset].images // 1000) * attempt
 
 
-def dataset_minutes(wildcards):
+def dataset_minutes(wildcards, attempt):
     """Minutes that a download may take: at least five images a second."""
-    return 720 + study.datasets[wildcards.dataset].images // 300
+    return (12 * HOUR + study.datasets[wildcards.dataset].images // 300) * attempt
 
 
 def llm_checkpoint(wildcards):

@@ -35,8 +35,8 @@ rule download_llm:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=3000,
-        runtime="12h",
+        mem_mb=growing(3000),
+        runtime=growing(12 * HOUR),
     params:
         program=program,
         checkpoint=llm_checkpoint,
@@ -58,8 +58,8 @@ rule download_tower:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=8000,
-        runtime="2h",
+        mem_mb=growing(8000),
+        runtime=growing(2 * HOUR),
     params:
         program=program,
         settings=tower_settings,

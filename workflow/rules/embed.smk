@@ -28,8 +28,8 @@ rule embed:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
-        runtime="12h",
+        mem_mb=growing(2500),
+        runtime=growing(12 * HOUR),
         token_budget=1024,
     params:
         program=program,

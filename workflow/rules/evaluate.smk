@@ -16,8 +16,8 @@ rule evaluate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
-        runtime="4h",
+        mem_mb=growing(2500),
+        runtime=growing(4 * HOUR),
         batch_size=256,
     params:
         program=program,
@@ -51,8 +51,8 @@ rule fewshot:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
-        runtime="4h",
+        mem_mb=growing(2500),
+        runtime=growing(4 * HOUR),
         batch_size=64,
     params:
         program=program,
@@ -77,11 +77,10 @@ rule overhead:
         "logs/overhead/overhead.tsv"
     conda:
         "../../environment.yml"
-    # All cores, so that nothing else runs beside it on this machine.
-    threads: workflow.cores
+    threads: all_cores
     resources:
-        mem_mb=5000,
-        runtime="1h",
+        mem_mb=growing(5000),
+        runtime=growing(HOUR),
     params:
         program=program,
         settings=overhead_settings,
@@ -104,8 +103,8 @@ rule export:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1500,
-        runtime="1h",
+        mem_mb=growing(1500),
+        runtime=growing(HOUR),
     params:
         program=program,
         settings=export_settings,

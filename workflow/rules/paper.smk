@@ -16,8 +16,8 @@ rule table:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime="10m",
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         program=program,
         reported=table_reported,
@@ -43,8 +43,8 @@ rule claims:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime="10m",
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         program=program,
         overhead=claims_overhead_flag,
@@ -70,8 +70,8 @@ rule appendix:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime="10m",
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         program=program,
         reported=appendix_reported,
@@ -99,8 +99,8 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
-        runtime="10m",
+        mem_mb=growing(1000),
+        runtime=growing(10),
     params:
         program=program,
         settings=figure_settings,

@@ -17,12 +17,12 @@ rule train:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2500,
-        runtime="24h",
+        mem_mb=growing(2500),
+        runtime=growing(24 * HOUR),
         workers=0,
         cache_mb=1000,
     params:
-        program=program,
+        program=trainer,
         sources=sources,
         settings=train_settings,
         origin=train_origin,
