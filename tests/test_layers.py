@@ -25,6 +25,7 @@ STAGES = {
 GROUND = {
     "config",
     "datasets",
+    "failures",
     "fetch",
     "include",
     "integrity",

@@ -14,6 +14,7 @@ ROOT = Path(str(workflow.current_basedir)).parents[1]
 SRC = Path(os.path.relpath(ROOT / "src"))
 sys.path.insert(0, str(ROOT / "src"))
 
+from flame import failures
 from flame.config import StudyError, load
 from flame.settings import VERSION
 
@@ -43,6 +44,11 @@ def growing(amount):
         return amount * attempt
 
     return resource
+
+
+def tell_failures(log):
+    """Once more, at the end of a run on a cluster: what failed, and why."""
+    sys.stderr.writelines(failures.report(Path(path).read_text()) for path in log)
 
 
 def one_of(names):
