@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test test-faults lint format bench docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults test-slurm lint format bench docs lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,10 @@ test: setup ## all tests
 test-faults: setup ## every stage killed KILLS times, and the whole workflow: docs/faults.md
 	$(BIN)/python -m pytest tests/faults --kills $(KILLS)
 
+test-slurm: setup ## the profile for clusters, on a SLURM of its own (Debian, root: apt-get installs it)
+	bash tests/slurm/cluster.sh install
+	$(BIN)/python -m pytest tests/slurm
+
 lint: setup ## what CI checks besides tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -67,7 +71,7 @@ docs: setup ## docs/datasets.md from the cards of the data sets
 	PYTHONPATH=src $(BIN)/python -m flame.datasets >docs/datasets.md
 
 lock: setup ## requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
 
 unlock: setup ## after a kill -9 or a power cut: let the next run go on where the last one was
 	$(BIN)/snakemake --unlock

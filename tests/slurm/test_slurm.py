@@ -1,0 +1,379 @@
+"""The workflow on a SLURM cluster, as users run it: the tiny study, and what can go wrong.
+
+`make test-slurm` installs SLURM and runs this; plain pytest does not look into this folder. The
+cluster is one of two pretended nodes on this machine, started here and stopped at the end.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+import yaml
+
+from test_workflow import ROOT, TINY, changed, content
+from test_workflow import snakemake as snakemake_here
+
+SCRIPT = Path(__file__).with_name("cluster.sh")
+PATIENCE = 900  # seconds for anything to happen, on a machine that may be busy
+LONG = "results/embed/random-llama/scenes/long/0.zarr"
+RUN = "results/train/flame-1"
+
+
+class Job(NamedTuple):
+    """A submission, as squeue tells of it."""
+
+    id: str
+    state: str
+    memory: str
+    nodes: int
+    what: str  # rule_<name>_wildcards_<values>; of a group, rule_<group>_<names>
+
+
+class Cluster:
+    """A SLURM of this machine, and how to talk to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "SLURM_CONF": f"{folder}/slurm.conf",
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "SLURM_LOCAL_PORT": str(free_ports(3)),
+        }
+
+    def script(self, command: str) -> None:
+        done = subprocess.run(
+            ["bash", SCRIPT, command, self.folder],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+
+    def ask(self, *command: str) -> str:
+        return subprocess.check_output(command, env=self.environment, text=True)
+
+    def requeue(self, job: str) -> None:
+        """Take a job's place away, as for one of higher priority, and give it another at once."""
+        self.ask("scontrol", "requeue", job)
+        until(lambda: self.ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING")
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+class Run:
+    """A run of Snakemake by the profile for clusters."""
+
+    def __init__(self, cluster: Cluster, folder: Path, study: Path, *flags: str) -> None:
+        self.cluster, self._log = cluster, folder / "said.txt"
+        command = [sys.executable, "-m", "snakemake", "--workflow-profile", "slurm"]
+        command += ["--directory", str(folder), "--configfile", str(study)]
+        # There is no accounting here; and jobs take seconds, so they are asked about after seconds.
+        command += ["--slurm-status-command", "squeue"]
+        command += ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5", *flags]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=cluster.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def jobs(self) -> list[Job]:
+        """What it submitted, in the order of submission."""
+        form = "%i|%T|%m|%D|%k"
+        asked = "squeue", "-h", "-t", "all", "-n", self._name(), "-o", form
+        lines = self.cluster.ask(*asked).splitlines()
+        rows = [line.split("|") for line in sorted(lines, key=lambda line: int(line.split("|")[0]))]
+        return [Job(i, state, memory, int(nodes), what) for i, state, memory, nodes, what in rows]
+
+    def end(self) -> int:
+        """Wait for its end: the exit code. What squeue says then is kept beside what it said."""
+        code = self.process.wait(PATIENCE)
+        form = "%.5i %.10T %.19V %.19S %.19e %.7m %.11l %.5D %k"
+        listing = self.cluster.ask("squeue", "-t", "all", "-S", "i", "-n", self._name(), "-o", form)
+        self._log.with_name("squeue.txt").write_text(listing)
+        return code
+
+    def _name(self) -> str:
+        return re.search(r"^SLURM run ID: (\S+)$", self.said, re.M)[1]
+
+
+@contextmanager
+def running(cluster: Cluster, folder: Path, study: Path, *flags: str) -> Iterator[Run]:
+    run = Run(cluster, folder, study, *flags)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+
+
+def until(true: Callable[[], object], run: Run | None = None) -> None:
+    """Wait until something is so; a run that would have to make it so must not end before."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert run is None or run.process.poll() is None, run.said
+        assert time.monotonic() < end, run.said if run else "too late"
+        time.sleep(0.005)
+
+
+def free_ports(count: int) -> int:
+    """The first of several ports in a row that nobody uses."""
+    while True:
+        first = Random().randrange(20000, 30000)
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+def held(partial: Path) -> tuple[str, int]:
+    """SLURM job and process that write an output, where it stands still from now on."""
+    lease = json.loads((partial / "lease.json").read_text())
+    os.kill(lease["pid"], signal.SIGSTOP)
+    return lease["slurm_job"], lease["pid"]
+
+
+def rule_of(job: Job) -> str:
+    return re.match(r"rule_(.+?)(?:_wildcards_.*)?$", job.what)[1]
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
+        pytest.fail("SLURM is not installed; `make test-slurm` does it, on Debian and as root")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.fail("snakemake-executor-plugin-slurm is not installed; requirements.lock has it")
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated"))  # or it would stay behind
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    cluster = Cluster(folder)
+    try:
+        cluster.script("start")
+        yield cluster
+    finally:
+        cluster.script("stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory) -> Path:
+    """The tiny study, and two tables more."""
+    whole = yaml.safe_load(TINY.with_name("whole.yaml").read_text())
+    more = ("appendix", whole["appendix"])
+    return changed(tmp_path_factory.mktemp("study") / "tiny.yaml", more)
+
+
+@pytest.fixture(scope="session")
+def finished(cluster, study, tmp_path_factory) -> tuple[Path, list[Job]]:
+    """Folder in which the tiny study was run by the cluster, and what was submitted."""
+    folder = tmp_path_factory.mktemp("finished")
+    with running(cluster, folder, study) as run:
+        assert run.end() == 0, run.said
+        return folder, run.jobs()
+
+
+@pytest.fixture(scope="session")
+def larger(tmp_path_factory) -> Path:
+    """A study of one run, whose captions fill three shards, and whose training takes 70 steps."""
+    tiny = yaml.safe_load(TINY.read_text())
+    return changed(
+        tmp_path_factory.mktemp("larger") / "larger.yaml",
+        ("datasets.scenes.options.images", 1100),
+        ("datasets.scenes.parts.long", 1),
+        ("embedding.facets", "used"),
+        ("runs", {"flame-1": tiny["runs"]["flame-1"]}),
+        ("tables.table6.rows", tiny["tables"]["table6"]["rows"][:1]),
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(larger, tmp_path_factory) -> Path:
+    """Folder with a training of the larger study, made on this machine without a cluster."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = snakemake_here(folder, larger, "--cores", "2", "--", RUN)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def without(folder: Path, to: Path, *paths: str) -> Path:
+    """A copy of a folder that lacks some results."""
+    shutil.copytree(folder, to)
+    for path in paths:
+        shutil.rmtree(to / path)
+    return to
+
+
+def test_the_cluster_makes_the_table(finished):
+    folder, jobs = finished
+    table = pl.read_csv(folder / "results/table6.csv", infer_schema=False)
+    assert table["prompts"].to_list() == ["1", "3", "5", "7", "9"]
+    assert all(0 <= float(value) <= 100 for row in table.iter_rows() for value in row)
+    assert {job.state for job in jobs} == {"COMPLETED"}
+    counts = Counter(rule_of(job) for job in jobs)
+    assert counts["download_dataset"] == 7
+    assert counts["embed_training"] == 4
+    assert counts["train"] == counts["evaluate"] == 5
+    assert not list((folder / "logs/slurm").rglob("*.log"))  # there are none of what went well
+
+
+def test_tables_share_a_submission(finished):
+    folder, jobs = finished
+    for name in ("table6", "table_a1", "appendix_b"):
+        assert (folder / f"results/{name}.csv").exists()
+    assert [job.what for job in jobs if "table" in job.what] == ["rule_paper_appendix_table"]
+
+
+@pytest.fixture(scope="session")
+def troubled(cluster, finished, tmp_path_factory) -> tuple[Path, str, list[Job]]:
+    """A run of which one training cannot go well, and both outgrow the memory they first have."""
+    folder = tmp_path_factory.mktemp("troubled")
+    recipe = yaml.safe_load(TINY.read_text())["recipes"]["tiny"]
+    study = changed(
+        folder / "bad.yaml",
+        ("recipes.bad", recipe | {"warmup_steps": 1000}),
+        ("runs.flame-1.recipe", "bad"),
+    )
+    runs = RUN, "results/train/flame-3"
+    folder = without(finished[0], folder / "copy", *runs)
+    memory = "train:mem_mb=600 * attempt ** 2"
+    flags = ["--retries", "1", "--set-resources", memory, "--", *runs]
+    with running(cluster, folder, study, *flags) as run:
+        assert run.end() == 1, run.said
+        return folder, run.said, run.jobs()
+
+
+def test_a_job_that_outgrows_its_memory_gets_more_of_it(finished, troubled):
+    folder, _, jobs = troubled
+    first, second = (job for job in jobs if "flame-3" in job.what)
+    assert (first.state, first.memory) == ("FAILED", "600M")
+    assert (second.state, second.memory) == ("COMPLETED", "2400M")
+    log = folder / f"logs/slurm/rule_train/flame-3/{first.id}.log"
+    assert "exceeded memory limit" in log.read_text()
+    weights = "results/train/flame-3/model.safetensors"
+    assert (folder / weights).read_bytes() == (finished[0] / weights).read_bytes()
+
+
+def test_a_failed_job_is_told_last_with_its_id_and_its_log(troubled):
+    _, said, jobs = troubled
+    tried = [job.id for job in jobs if "flame-1" in job.what]
+    assert len(tried) == 2
+    told = said.split("Failed on the cluster: 1;")[1]
+    assert f"SLURM job {tried[-1]}: {RUN}\n" in told
+    assert "train: error: warmup_steps 1000 of only 6 steps" in told
+    assert "flame-3" not in told
+
+
+def test_requeued_jobs_go_on_to_the_same_bytes(cluster, larger, undisturbed, tmp_path):
+    """As after a preemption: once in the middle of embedding, once in the middle of training."""
+    folder = without(undisturbed, tmp_path / "copy", LONG, RUN)
+    store, tower = (folder / f"{path}.partial" for path in (LONG, RUN))
+    shards = store / "content/scenes/embeddings"
+    with running(cluster, folder, larger, "--", RUN) as run:
+        until(lambda: list(shards.glob("c/*/*/*")), run)
+        job, _ = held(store)
+        assert 0 < len(list(shards.glob("c/*/*/*"))) < 3
+        cluster.requeue(job)
+        until(lambda: len(steps(tower / "content")) > 5, run)
+        job, _ = held(tower)
+        assert len(steps(tower / "content")) < 60
+        cluster.requeue(job)
+        assert run.end() == 0, run.said
+        assert [job.state for job in run.jobs()] == ["COMPLETED"] * 2
+    kept = (folder / "logs/embed/random-llama/scenes/long/0.log").read_text()
+    assert re.search(r"kept (512|1024) of 1100 captions from an interrupted job", kept)
+    assert re.search(
+        r"going on from step \d+ of 70", (folder / "logs/train/flame-1.log").read_text()
+    )
+    assert content(folder / LONG) == content(undisturbed / LONG)
+    weights = f"{RUN}/model.safetensors"
+    assert (folder / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_ctrl_c_cancels_the_jobs_and_what_they_did_stays(cluster, larger, undisturbed, tmp_path):
+    folder = without(undisturbed, tmp_path / "copy", RUN)
+    tower = folder / f"{RUN}.partial/content"
+    with running(cluster, folder, larger, "--", RUN) as run:
+        until(lambda: len(steps(tower)) > 5, run)
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.end() == 1, run.said
+        until(lambda: [job.state for job in run.jobs()] == ["CANCELLED"])
+    assert not list((folder / ".snakemake/locks").iterdir())
+    resumed = snakemake_here(folder, larger, "--cores", "1", "--", RUN)
+    assert resumed.returncode == 0, resumed.stdout
+    assert "going on from step" in (folder / "logs/train/flame-1.log").read_text()
+    weights = f"{RUN}/model.safetensors"
+    assert (folder / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
+    """By torchrun under srun, in one process for each of the two (pretended) GPUs of a node."""
+    folder = without(undisturbed, tmp_path / "copy", RUN)
+    resources = ["mpi=srun", "nodes=2", "tasks=2", "tasks_per_gpu=0", "gres=gpu:2", "mem_mb=6000"]
+    flags = ["--set-resources", *(f"train:{resource}" for resource in resources)]
+    with running(cluster, folder, larger, *flags, "--", RUN) as run:
+        assert run.end() == 0, run.said
+        assert [(job.state, job.nodes) for job in run.jobs()] == [("COMPLETED", 2)]
+    losses, alone = ([line["loss"] for line in steps(at / RUN)] for at in (folder, undisturbed))
+    assert len(losses) == len(alone) == 70
+    # Not the same: each process has its own statistics of batch normalisation.
+    assert losses == pytest.approx(alone, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "started"),
+    [
+        (0, r"\S+/python\S* -m flame.train"),
+        (1, r"\S+/python\S* -m torch.distributed.run --nproc-per-node=8 --standalone -m"),
+        (2, r"srun --nodes=4 --ntasks=4 .*--cpus-per-task=64 .*--nproc-per-node=8 --nnodes=4"),
+    ],
+    ids=["one GPU", "eight", "four nodes"],
+)
+def test_the_profiles_of_the_documents_do_what_they_say(tmp_path, number, started):
+    chapter = (ROOT / "config/README.md").read_text().split("### On a cluster")[1]
+    profile, *others = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", chapter, re.S))
+    profile["set-resources"] |= ({}, *others)[number]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text(yaml.safe_dump(profile))
+    flags = ["--profile", str(mine), "--workflow-profile", "slurm", "-n", "-p", "--", RUN]
+    done = snakemake_here(tmp_path, TINY, *flags)
+    assert done.returncode == 0, done.stdout
+    assert re.search(rf"^Shell command: (PYTHONPATH=\S+ )?{started}", done.stdout, re.M)
+    asked = dict(re.findall(r"^rule (\w+):(?s:.*?)^    resources: (.+)$", done.stdout, re.M))
+    assert "slurm_account=lab" in asked["download_dataset"]
+    assert "slurm_partition=cpu" in asked["download_dataset"]
+    assert "slurm_partition=gpu" in asked["train"]
+    assert re.search(
+        r"\bgpu=1\b.*\bmem_mb=32000\b|\bmem_mb=32000\b.*\bgpu=1\b", asked["embed_training"]
+    )
