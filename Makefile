@@ -70,8 +70,14 @@ bench: setup ## speed against the alternatives, as ratios
 docs: setup ## docs/datasets.md from the cards of the data sets
 	PYTHONPATH=src $(BIN)/python -m flame.datasets >docs/datasets.md
 
-lock: setup ## requirements.lock from pyproject.toml
+# What vLLM 0.18.1 needs is taken from the days of its release, but for what our own packages need.
+NEWER := pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro
+AT_VLLM := --exclude-newer 2026-04-15 $(NEWER:%=--exclude-newer-package %=2099-01-01)
+
+lock: setup ## requirements.lock from pyproject.toml, and from it the versions of both conda environments
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra slurm --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	$(BIN)/python workflow/envs/pin.py environment.yml --universal --constraint $(CURDIR)/requirements.lock
+	$(BIN)/python workflow/envs/pin.py workflow/envs/vllm.yml --python-platform x86_64-manylinux_2_31 --only-binary :all: $(AT_VLLM)
 
 unlock: setup ## after a kill -9 or a power cut: let the next run go on where the last one was
 	$(BIN)/snakemake --unlock

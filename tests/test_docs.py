@@ -1,8 +1,7 @@
-"""The documents are true: keys, links, examples, and the versions of the conda environment."""
+"""The documents are true: keys, links, examples."""
 
 import re
 import sys
-import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,6 @@ PAGES = [
     for pattern in ("README.md", "CONTRIBUTING.md", "config/README.md", "docs/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-PINNED = re.compile(r"^([a-zA-Z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -132,15 +130,3 @@ def test_every_module_is_in_the_tree():
 
 def test_the_cards_of_the_data_sets_are_written_down():
     assert (ROOT / "docs/datasets.md").read_text() == document()
-
-
-def test_the_conda_environment_has_the_locked_versions():
-    locked = dict(PINNED.findall((ROOT / "requirements.lock").read_text()))
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    pins = dict(line.split("==") for line in pip)
-    assert pins == {name: locked[name] for name in pins}
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
-    assert set(pins) == needed - {"snakemake"}
