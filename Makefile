@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test test-faults test-slurm lint format bench docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench docs lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,15 @@ test-faults: setup ## every stage killed KILLS times, and the whole workflow: do
 test-slurm: setup ## the profile for clusters, on a SLURM of its own (Debian, root: apt-get installs it)
 	bash tests/slurm/cluster.sh install
 	$(BIN)/python -m pytest tests/slurm
+
+.venv-conda/.ready: tests/conda/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, as in environment.yml: make PYTHON=...")'
+	$(PYTHON) -m venv .venv-conda
+	.venv-conda/bin/python -m pip install --progress-bar off --requirement tests/conda/requirements.txt
+	touch $@
+
+test-conda: setup .venv-conda/.ready ## --use-conda on the tiny study, by a stand-in for conda; for a while 5 GB
+	$(BIN)/python -m pytest -m conda tests/conda
 
 lint: setup ## what CI checks besides tests
 	$(BIN)/ruff check
