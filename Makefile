@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench storage docs lock unlock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,9 @@ bench: setup ## speed against the alternatives, as ratios
 	$(BIN)/snakemake --cores $(CORES) resources/llms/smollm2-135m
 	PYTHONPATH=src $(BIN)/python bench/embed.py resources/llms/smollm2-135m
 	PYTHONPATH=src $(BIN)/python bench/store.py
+
+storage: table6 ## what stores in 8 bits cost: their error, and recall of flame-7 trained on them
+	PYTHONPATH=src $(BIN)/python bench/storage.py
 
 docs: setup ## docs/datasets.md from the cards of the data sets
 	PYTHONPATH=src $(BIN)/python -m flame.datasets >docs/datasets.md
