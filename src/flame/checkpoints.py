@@ -46,6 +46,7 @@ def from_package(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "packages"
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        pip.append("--only-binary=:all:")  # a source package would run its setup.py
         done = subprocess.run([*pip, "--target", folder, *requirements])
         if done.returncode != 0:
             raise ValueError(f"pip could not fetch {' '.join(requirements)}, see above")

