@@ -21,6 +21,7 @@ EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table a
 # Several shards, so that a store can be interrupted between two of them.
 CONSTANTS = {"flame.store.SHARD_ROWS": 8, "flame.store.CHUNK_ROWS": 8, "flame.fetch.BLOCK": 4096}
 CLOCK = {"seconds", "images_per_second", "data_wait"}  # what a clock says
+TIMED = ("  run.json", "  report.json", "  report.md")  # files with such in a list of checksums
 # Beside the results: locks, records of what came from a hub, what Snakemake and tests need.
 BESIDE = re.compile(
     r"(^|/)(\.flame-lock|\.flame-source\.json|\.snakemake|logs|filler)(/|$)"
@@ -202,6 +203,8 @@ def _timeless(path: Path) -> Any:
         if "flame" in about:
             about["flame"] = json.dumps(_without_clock(json.loads(about["flame"])))
             return about, pl.read_parquet(path).to_dict(as_series=False)
+    if path.name == "SHA256SUMS":
+        return [line for line in path.read_text().splitlines() if not line.endswith(TIMED)]
     if path.name == "report.md":
         return re.sub(r", [\d.e+]+ images/s", "", path.read_text())
     return path.read_bytes()
