@@ -56,7 +56,7 @@ test-slurm: setup ## the profile for clusters, on a SLURM of its own (Debian, ro
 	.venv-conda/bin/python -m pip install --progress-bar off --requirement tests/conda/requirements.txt
 	touch $@
 
-test-conda: setup .venv-conda/.ready ## --use-conda on the tiny study, by a stand-in for conda; for a while 5 GB
+test-conda: setup .venv-conda/.ready ## --use-conda on the tiny study, by a stand-in for conda; for a while 6.5 GB
 	$(BIN)/python -m pytest -m conda tests/conda
 
 lint: setup ## what CI checks besides tests

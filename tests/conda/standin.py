@@ -70,6 +70,9 @@ def main(arguments: list[str]) -> None:
         parser.add_argument("--prefix", required=True)
         asked = parser.parse_args(arguments[2:])
         create(asked.file.resolve(), asked.prefix)
+    elif arguments == ["clean", "-y", "--tarballs"]:
+        for package in Path(os.environ["CONDA_PKGS_DIRS"]).glob("*.conda"):
+            package.unlink()
     else:
         sys.exit(f"this stand-in for conda does not know: {' '.join(arguments)}")
 

@@ -1,6 +1,6 @@
 """`--use-conda` as its users meet it, but for the channel: `make test-conda`.
 
-A stand-in for conda makes the environment of 5 GB, Python and pip from a channel of our own and the
+A stand-in for conda makes the environment, of 6.5 GB: Python and pip from a channel of our own, the
 rest from PyPI. So all is tried but whether conda-forge has its Python and pip.
 """
 
