@@ -504,12 +504,11 @@ def test_another_llm_than_that_of_the_captions_does_not_speak(words, tmp_path): 
 
 
 def test_tau_at_its_clamp_stays_there_and_training_goes_on(inputs, tmp_path):  # noqa: F811
-    pressed = settings(epochs=12, lr=2e-2, tau=0.6, max_scale=2, augment={})
-    train(**inputs, out=tmp_path / "run", settings=pressed)
+    """A range of 1/tau so small that every step would leave it, by one end or the other."""
+    train(**inputs, out=tmp_path / "run", settings=settings(lr=2e-2, tau=1.0, max_scale=1.0001))
     lines = log_lines(tmp_path / "run")
-    assert min(line["tau"] for line in lines) == pytest.approx(0.5, rel=1e-6)
-    assert lines[-1]["tau"] == pytest.approx(0.5, rel=1e-6)
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {round(line["tau"], 5) for line in lines} <= {1.0, 0.9999}
+    assert len({line["loss"] for line in lines}) == len(lines) == 12
 
 
 def test_a_class_without_images_is_a_wrong_answer_and_no_error():
