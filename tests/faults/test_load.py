@@ -41,6 +41,7 @@ def tell(name):
 tell("imported")
 """
 WRITE = """
+store.CHUNK_ROWS, store.SHARD_ROWS = 128, 4096  # fewer files, to save the time of the test
 store.create(folder, {"kind": "raw", "facets": {"scene": ""}, "part": 0, "parts": 1})
 writer = store.Writer(folder, "many", keys=KEYS, facets=["scene"], dim=DIM)
 missing = writer.missing()
