@@ -329,16 +329,18 @@ class _Part:
         facet_bytes = self.dim * out.itemsize
         row_bytes = self.num_facets * facet_bytes
         shards = rows // self._shard_rows
+        found = np.empty((len(rows), out.shape[1]), np.uint32)
         for shard in np.unique(shards):
             with _shard(self._folder, shard).open("rb", buffering=0) as file:
                 starts = self._starts(shard, file)
-                for row, place in zip(rows[shards == shard], where[shards == shard], strict=True):
+                for i in np.flatnonzero(shards == shard):
+                    row, into = rows[i], out[where[i]]
                     chunk, inside = divmod(row % self._shard_rows, self._chunk_rows)
                     start = starts[chunk] + inside * row_bytes + first * facet_bytes
-                    if os.preadv(file.fileno(), [out[place]], start) != out[place].nbytes:
+                    if os.preadv(file.fileno(), [into], start) != into.nbytes:
                         raise ValueError(f"{file.name} ends before row {row}")
-        wanted = self._checksums[rows, first : first + out.shape[1]]
-        wrong = np.argwhere(_checksums(out[where]) != wanted)
+                    found[i] = [*map(google_crc32c.value, into)]  # while it is in the cache
+        wrong = np.argwhere(found != self._checksums[rows, first : first + out.shape[1]])
         if len(wrong):
             row, facet = rows[wrong[0][0]], first + wrong[0][1]
             raise ValueError(
