@@ -346,7 +346,8 @@ def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
         assert [(job.state, job.nodes) for job in run.jobs()] == [("COMPLETED", 2)]
     losses, alone = ([line["loss"] for line in steps(at / RUN)] for at in (folder, undisturbed))
     assert len(losses) == len(alone) == 68
-    assert losses == pytest.approx(alone, rel=0.2)  # tests/test_processes.py asks for much more
+    # BatchNorm and Adam make much of rounding; tests/test_processes.py compares to 1e-5.
+    assert losses == pytest.approx(alone, rel=0.03)
 
 
 @pytest.mark.parametrize(
