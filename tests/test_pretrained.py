@@ -19,7 +19,7 @@ from transformers import (
     ChineseCLIPModel,
 )
 
-from flame import model, pretrained, released
+from flame import integrity, model, pretrained, released
 from flame.images import RESIZES, square
 from flame.sections import Backbone, HubFile, OpenClipTower, Recipe, TransformersTower
 from flame.settings import FlameTraining, PretrainedTower, ReleasedTower
@@ -72,6 +72,7 @@ def open_clip_tower(request, tmp_path_factory):
         written = json.loads(path.read_text())
         written["preprocess_cfg"]["resize_mode"] = "squash"
         path.write_text(json.dumps(written))
+        integrity.seal(out)
     return own, out
 
 

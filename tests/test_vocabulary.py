@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
-from flame import checkpoints, store
+from flame import checkpoints, integrity, store
 from flame.model import FlameTower
 from flame.sections import Backbone, Recipe
 from flame.settings import FlameTraining
@@ -212,6 +212,7 @@ def test_an_llm_without_a_head_is_refused(tmp_path):
     config = tmp_path / "config.json"
     values = json.loads(config.read_text()) | {"tie_word_embeddings": False}
     config.write_text(json.dumps(values))
+    integrity.seal(tmp_path)
     with pytest.raises(ValueError, match=r"lacks lm_head.weight: its head would be random"):
         Speaker(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -219,4 +220,5 @@ def test_an_llm_without_a_head_is_refused(tmp_path):
     (table,) = [value for name, value in weights.items() if name.endswith("embed_tokens.weight")]
     weights["lm_head.weight"] = -table
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    integrity.seal(tmp_path)
     torch.testing.assert_close(Speaker(tmp_path).head, -table)
