@@ -317,7 +317,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
         start_new_session=True,
     )
     try:
-        while not lease.exists():
+        while not (lease.exists() and lease.stat().st_size):
             assert process.poll() is None
             time.sleep(0.002)
     finally:
@@ -461,7 +461,7 @@ def test_a_bad_study_is_told_in_one_line_a_mistake(tmp_path, changes, lines):
         (["results/train/flame-2"], "unknown run 'flame-2'; the study knows: flame-1, flame-3"),
         (
             ["results/embed/random-llama/scenes/longer/0.zarr"],
-            "no run or benchmark of the study uses a store 'scenes/longer/0.zarr'",
+            "no run, benchmark or figure of the study uses a store 'scenes/longer/0.zarr'",
         ),
         (
             ["results/evaluate/flame-7/scenes.json"],
