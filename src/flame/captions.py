@@ -159,7 +159,7 @@ def faults(text: str, finish: Literal["stop", "length", "error"]) -> tuple[str, 
 def repeated(text: str, n: int = NGRAM) -> float:
     """Share of a text's n-grams of words that were there before, from 0 to under 1.
 
-    Prose of caption length has next to none; `a red apple, a red apple, a red apple` has a third.
+    Prose of caption length has next to none; `a red apple, a red apple, a red apple` has a half.
     In a text without spaces, such as a Chinese one, every letter is a word.
     """
     words = re.findall(r"\w+", text.lower())
