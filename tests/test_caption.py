@@ -1,0 +1,312 @@
+"""The stage `caption`: parts that go on where they were, and a table and report of all of them."""
+
+import functools
+import io
+import json
+from pathlib import Path
+
+import huggingface_hub
+import polars as pl
+import pytest
+from PIL import Image
+
+from flame import caption
+from flame.datasets import Sample
+from flame.images import ImageReader
+from flame.integrity import verify
+from flame.sections import PublishedCaptions, TransformersCaptioner
+from flame.settings import CaptionSettings, CaptionsSettings
+from flame.shards import ShardWriter, shard_path
+from flame.vlm import Reply
+from loopback import Loopback
+
+IMAGES = 7
+LONG, SHORT = "What is it?", "In short?"
+CAPTIONER = TransformersCaptioner(
+    engine="transformers",
+    id="none",
+    prompts={"long": LONG, "short": SHORT},
+    max_tokens={"long": 50, "short": 20},
+)
+PUBLISHED = PublishedCaptions(
+    engine="published",
+    id="owner/captions",
+    revision="a" * 40,
+    files={"long": "long.json", "short": "short.jsonl"},
+)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+class Scripted:
+    """Stands for a multimodal LLM: says what red an image has, or what the script has for it.
+
+    Attributes:
+        script: (red, prompt) -> reply, whenever asked; by default there is none.
+        asked: (red, prompt) of all requests it has answered.
+        until: answers after which it breaks off.
+    """
+
+    def __init__(self):
+        self.script = {}
+        self.asked = []
+        self.until = None
+
+    def describe(self, requests):
+        questions = [(r.image.getpixel((0, 0))[0], r.prompt) for r in requests]
+        if self.until is not None and len(self.asked) + len(questions) > self.until:
+            raise Interrupted
+        self.asked += questions
+        return [self.script.get(q, Reply(self.own(*q), "stop")) for q in questions]
+
+    @staticmethod
+    def own(red, prompt):
+        return f"All of it is of red {red}." if prompt == LONG else f"Red {red}."
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    found = Scripted()
+    monkeypatch.setattr(caption.vlm, "create", lambda captioner: found)
+    return found
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Data set of as many colours as images; the last has no raw caption, the first has two."""
+    folder = tmp_path / "pictures"
+    writer = ShardWriter(folder, samples_per_shard=4)
+    for i in range(IMAGES):
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(png, "PNG")
+        raw = [f"raw {i}", "another"] if i == 0 else [f"raw {i}"] * (i < IMAGES - 1)
+        writer.add(Sample(key=f"p{i}", image=png.getvalue(), captions={"raw": raw}))
+    (folder / "manifest.json").write_text(json.dumps(writer.close()))
+    return folder
+
+
+def write(pictures, path, part=0, parts=1, captioner=CAPTIONER, chunk=2):
+    asked = CaptionSettings(
+        dataset="pictures", part=part, parts=parts, captioner=captioner, version=1
+    )
+    caption.write(pictures, path, asked, chunk=chunk)
+    return path
+
+
+def join(pictures, paths, captioner=CAPTIONER, max_skipped=0.0):
+    wanted = CaptionsSettings(
+        dataset="pictures", captioner=captioner, max_skipped=max_skipped, version=1
+    )
+    out = pictures.parent / "joined"
+    caption.join(pictures, paths, out, wanted)
+    verify(out)
+    return pl.read_parquet(out / "captions.parquet"), json.loads((out / "report.json").read_text())
+
+
+def texts(table, kind):
+    return dict(table.filter(kind=kind).select("key", "text").rows())
+
+
+def test_every_image_has_both_captions_and_its_raw_ones(pictures, engine, tmp_path):
+    paths = [write(pictures, tmp_path / f"{part}.parquet", part, 2) for part in range(2)]
+    table, report = join(pictures, paths[::-1])
+    assert texts(table, "long") == {f"p{i}": Scripted.own(i, LONG) for i in range(IMAGES)}
+    assert texts(table, "short") == {f"p{i}": Scripted.own(i, SHORT) for i in range(IMAGES)}
+    raw = pl.read_parquet(pictures / "captions.parquet")
+    assert table.filter(kind="raw").equals(raw)
+    assert len(table) == 2 * IMAGES + len(raw)
+    assert set(table["flags"]) == {""}
+    assert (report["images"], report["parts"], report["broken"]) == (IMAGES, 2, 0)
+    assert report["missing"] == {"long": 0, "short": 0}
+    assert report["flags"] == {"long": {}, "short": {}}
+
+
+def test_an_interrupted_part_goes_on_and_asks_no_image_twice(pictures, engine, tmp_path, caplog):
+    out = tmp_path / "0.parquet"
+    engine.until = 10  # two chunks of two images, and not the third
+    with pytest.raises(Interrupted):
+        write(pictures, out)
+    assert not out.exists()
+    assert len(engine.asked) == 8
+    engine.until = None
+    caplog.set_level("INFO")
+    write(pictures, out)
+    assert f"kept 4 of {IMAGES} images from an interrupted job" in caplog.text
+    every = [(i, prompt) for i in range(IMAGES) for prompt in (LONG, SHORT)]
+    assert engine.asked == every
+    whole = pl.read_parquet(write(pictures, tmp_path / "whole.parquet"))
+    assert pl.read_parquet(out).equals(whole)
+
+
+def test_a_changed_prompt_starts_afresh(pictures, engine, tmp_path):
+    out = tmp_path / "0.parquet"
+    engine.until = 10
+    with pytest.raises(Interrupted):
+        write(pictures, out)
+    engine.until, engine.asked = None, []
+    prompts = {"long": LONG, "short": "Briefly?"}
+    write(pictures, out, captioner=CAPTIONER.model_copy(update={"prompts": prompts}))
+    every = [(i, prompt) for i in range(IMAGES) for prompt in prompts.values()]
+    assert engine.asked == every
+
+
+def test_parts_that_are_not_all_or_of_another_captioner_are_refused(pictures, engine, tmp_path):
+    other = CAPTIONER.model_copy(update={"revision": "b" * 40})
+    first = write(pictures, tmp_path / "0.parquet", 0, 2)
+    second = write(pictures, tmp_path / "1.parquet", 1, 2, captioner=other)
+    with pytest.raises(ValueError, match=r"1\.parquet has captioner .*bbbb.* the study has .*null"):
+        join(pictures, [first, second])
+    with pytest.raises(ValueError, match=r"parts \[0\] of captions that were written in 2"):
+        join(pictures, [first])
+    with pytest.raises(ValueError, match=r"0\.parquet has captioner "):
+        join(pictures, [first, second], captioner=other)
+
+
+def test_a_part_of_other_images_is_refused(pictures, engine, tmp_path):
+    path = write(pictures, tmp_path / "0.parquet")
+    raw = pl.read_parquet(pictures / "captions.parquet")
+    raw.with_columns(text=pl.lit("changed")).write_parquet(pictures / "captions.parquet")
+    with pytest.raises(ValueError, match=r"0\.parquet has inputs .* where the study has "):
+        join(pictures, [path])
+
+
+def test_files_that_are_no_parts_are_refused_by_name(pictures, engine, tmp_path):
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(ValueError, match=r"torn\.parquet is broken: .*; delete it to make it anew"):
+        join(pictures, [tmp_path / "torn.parquet"])
+    with pytest.raises(ValueError, match=r"captions\.parquet does not say how"):
+        join(pictures, [pictures / "captions.parquet"])
+
+
+def test_the_report_counts_flags_words_and_speed(pictures, engine, tmp_path):
+    engine.script[1, LONG] = Reply("cut off in the", "length")
+    engine.script[2, SHORT] = Reply("", "stop")
+    engine.script[3, LONG] = Reply("one two", "stop")
+    table, report = join(pictures, [write(pictures, tmp_path / "0.parquet")])
+    bad = table.filter(pl.col("flags") != "").sort("key").rows()
+    assert bad == [
+        ("p1", "long", "raw 1", "cut,retried,fallback"),
+        ("p2", "short", "raw 2", "empty,retried,fallback"),
+    ]
+    assert report["flags"] == {
+        "long": {"cut": 1, "retried": 1, "fallback": 1},
+        "short": {"empty": 1, "retried": 1, "fallback": 1},
+    }
+    # Five captions of 7 words, `raw 1` and `one two`; six of 2 words and `raw 2`.
+    long = {"captions": 7, "mean": pytest.approx(39 / 7), "5%": 2, "50%": 7, "95%": 7}
+    assert report["words"]["long"] == long
+    assert report["words"]["short"] == {"captions": 7, "mean": 2.0, "5%": 2, "50%": 2, "95%": 2}
+    assert report["seconds"] > 0
+    assert report["images_per_second"] == pytest.approx(IMAGES / report["seconds"])
+    told = (tmp_path / "joined" / "report.md").read_text()
+    assert "7 images in 1 parts" in told
+    assert "| long | cut | 1 | 14.29% |" in told
+    assert "| short | no caption | 0 | 0.00% |" in told
+
+
+def test_a_text_that_too_many_images_share_gives_way_to_the_raw_one(pictures, engine, tmp_path):
+    for i in (0, 1, IMAGES - 1):
+        engine.script[i, LONG] = Reply("A picture of something.", "stop")
+    for i in (0, 1):
+        engine.script[i, SHORT] = Reply("A picture.", "stop")
+    captioner = CAPTIONER.model_copy(update={"max_alike": 2})
+    path = write(pictures, tmp_path / "0.parquet", captioner=captioner)
+    table, report = join(pictures, [path], captioner, max_skipped=0.2)
+    alike = table.filter(pl.col("flags").str.contains("alike")).rows()
+    assert alike == [(f"p{i}", "long", f"raw {i}", "alike,fallback") for i in (0, 1)]
+    assert f"p{IMAGES - 1}" not in texts(table, "long")
+    assert report["flags"]["long"] == {"alike": 3, "fallback": 2, "dropped": 1}
+    assert report["missing"] == {"long": 1, "short": 0}
+    assert texts(table, "short")["p1"] == "A picture."
+
+
+def test_a_broken_image_is_flagged_and_its_neighbours_are_described(pictures, engine, tmp_path):
+    tar = bytearray(shard_path(pictures, 0).read_bytes())
+    _, offset, _ = (int(value) for value in ImageReader(pictures)._places[1])
+    tar[offset + 20] ^= 0xFF
+    shard_path(pictures, 0).write_bytes(tar)
+    path = write(pictures, tmp_path / "0.parquet")
+    rows = pl.read_parquet(path).filter(key="p1").rows()
+    assert rows == [("p1", kind, None, "broken") for kind in ("long", "short")]
+    with pytest.raises(ValueError, match=r"1 of 7 images have no long caption, .*10\.0%: p1"):
+        join(pictures, [path], max_skipped=0.1)
+    table, report = join(pictures, [path], max_skipped=0.2)
+    assert report["broken"] == 1
+    assert report["flags"] == {"long": {"broken": 1}, "short": {"broken": 1}}
+    assert [*texts(table, "long")] == [f"p{i}" for i in range(IMAGES) if i != 1]
+
+
+def test_an_image_that_the_engine_refuses_counts_as_missing(pictures, engine, tmp_path):
+    engine.script[3, LONG] = Reply("too large", "error")
+    path = write(pictures, tmp_path / "0.parquet")
+    table, report = join(pictures, [path], max_skipped=0.2)
+    assert texts(table, "long")["p3"] == "raw 3"
+    assert report["missing"] == {"long": 1, "short": 0}
+    with pytest.raises(ValueError, match=r"1 of 7 images have no long caption.*: p3"):
+        join(pictures, [path])
+
+
+# --- captions of others -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with Loopback() as server:
+        # The package reads HF_ENDPOINT once, when it is imported.
+        ask = functools.partial(huggingface_hub.hf_hub_download, endpoint=server.url)
+        monkeypatch.setattr(caption, "hf_hub_download", ask)
+        yield server
+
+
+def published(hub, keys, **changes):
+    """A hub's captions of some keys: long ones as a list, short ones as lines."""
+    objects = [{"__key__": key, "minicpm": f" The image {key} is red. "} for key in keys]
+    files = {
+        "long.json": json.dumps(objects).encode(),
+        "short.jsonl": "\n".join(map(json.dumps, objects)).encode(),
+    }
+    hub.hub(PUBLISHED.id, PUBLISHED.revision, files | changes)
+
+
+def test_published_captions_are_joined_by_key_and_the_others_counted(pictures, hub, tmp_path):
+    keys = [f"p{i}" for i in reversed(range(IMAGES))]
+    published(hub, [*keys, "p2", "elsewhere", "p2"])
+    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
+    table, report = join(pictures, [path], PUBLISHED)
+    expected = {key: f"The image {key} is red." for key in keys}
+    assert texts(table, "long") == texts(table, "short") == expected
+    assert len(table.filter(pl.col("kind") != "raw")) == 2 * IMAGES
+    # Of each of the two files.
+    assert (report["unknown"], report["double"], report["images"]) == (2, 4, IMAGES)
+    assert report["images_per_second"] is None
+    told = (tmp_path / "joined" / "report.md").read_text()
+    assert "2 captions are of images that are not here, 4 of images that had one." in told
+
+
+def test_too_many_images_without_a_published_caption_are_told_by_key(pictures, hub, tmp_path):
+    published(hub, ["p0", "p1", "p3", "p4", "p6"])
+    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
+    with pytest.raises(ValueError, match=r"2 of 7 images have no long caption.*20\.0%: p2, p5$"):
+        join(pictures, [path], PUBLISHED, max_skipped=0.2)
+    _, report = join(pictures, [path], PUBLISHED, max_skipped=0.3)
+    assert report["missing"] == {"long": 2, "short": 2}
+
+
+def test_an_empty_published_caption_is_none(pictures, hub, tmp_path):
+    empty = json.dumps([{"__key__": "p0", "minicpm": " "}]).encode()
+    published(hub, [f"p{i}" for i in range(IMAGES)], **{"long.json": empty})
+    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
+    rows = pl.read_parquet(path).filter(kind="long").rows()
+    assert rows == [("p0", "long", None, "empty,dropped")]
+
+
+def test_published_objects_without_a_key_or_caption_are_refused(pictures, hub, tmp_path):
+    other = json.dumps([{"__key__": "p0", "minicpm": "Red."}, {"id": "p1", "minicpm": "Red."}])
+    published(hub, [], **{"long.json": other.encode()})
+    with pytest.raises(
+        ValueError, match=r"object 1 of long\.json in 'owner/captions' has no '__key__'"
+    ):
+        write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
+    assert not (tmp_path / "0.parquet").exists()
