@@ -206,6 +206,15 @@ def test_the_report_counts_flags_words_and_speed(pictures, engine, tmp_path):
     assert "| short | no caption | 0 | 0.00% |" in told
 
 
+def test_the_first_raw_caption_stands_in_or_none_where_there_is_none(pictures, engine, tmp_path):
+    engine.script |= {(i, LONG): Reply("", "stop") for i in (0, IMAGES - 1)}
+    table = pl.read_parquet(write(pictures, tmp_path / "0.parquet"))
+    assert table.filter(pl.col("flags") != "").rows() == [
+        ("p0", "long", "raw 0", "empty,retried,fallback"),
+        (f"p{IMAGES - 1}", "long", None, "empty,retried,dropped"),
+    ]
+
+
 def test_a_text_that_too_many_images_share_gives_way_to_the_raw_one(pictures, engine, tmp_path):
     for i in (0, 1, IMAGES - 1):
         engine.script[i, LONG] = Reply("A picture of something.", "stop")
