@@ -396,19 +396,25 @@ class _Server:
 
     def _words(self, text: str) -> str:
         """What the server said, short, and without the token should it have said that too."""
-        text = text.strip()[:500]
-        return text.replace(self._token, "***") if self._token else text
+        # Cut last: a part of the token is not found.
+        return (text.replace(self._token, "***") if self._token else text).strip()[:500]
 
     @staticmethod
     def _read_token(captioner: ServerCaptioner) -> str | None:
         if captioner.token is None:
             return None
-        if not os.environ.get(captioner.token):
+        token = os.environ.get(captioner.token, "").strip()
+        if not token:
             raise ValueError(
                 f"environment variable {captioner.token!r} is not set; the study says that the "
                 f"token of {captioner.url} is in it"
             )
-        return os.environ[captioner.token]
+        if not re.fullmatch("[!-~]+", token):  # else the error of http.client would quote it
+            raise ValueError(
+                f"environment variable {captioner.token!r} holds what is no token: a space, a new "
+                "line or a letter beyond ASCII is in it"
+            )
+        return token
 
 
 class _NoReplyError(ValueError):
@@ -421,20 +427,20 @@ def _read_reply(answer: Any) -> Reply:
         choice = answer["choices"][0]
         text, finish = choice["message"]["content"] or "", choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _NoReplyError(f"no chat completion: {json.dumps(answer)[:200]}") from error
-    if not isinstance(text, str):
-        raise _NoReplyError(f"a caption that is no text: {json.dumps(text)[:200]}")
+        raise _NoReplyError(f"no chat completion: {json.dumps(answer)}") from error
     if finish == "content_filter":
         return Reply("the server's content filter", "error")
+    if not isinstance(text, str):
+        raise _NoReplyError(f"a caption that is no text: {json.dumps(text)}")
     return Reply(text, "length" if finish == "length" else "stop")
 
 
 def _retry_after(headers: Mapping[str, str], otherwise: float) -> float:
     """Seconds that a server asks to wait, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
     try:
+        if value.isdigit():
+            return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return otherwise
