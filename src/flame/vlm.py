@@ -425,11 +425,13 @@ def _read_reply(answer: Any) -> Reply:
     """The caption in the JSON of a chat completion."""
     try:
         choice = answer["choices"][0]
-        text, finish = choice["message"]["content"] or "", choice.get("finish_reason")
+        text, finish = choice["message"]["content"], choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _NoReplyError(f"no chat completion: {json.dumps(answer)}") from error
     if finish == "content_filter":
         return Reply("the server's content filter", "error")
+    if text is None:  # a refusal, or thoughts alone: the same question has the same answer
+        return Reply(f"the server wrote no text and ended with {finish!r}", "error")
     if not isinstance(text, str):
         raise _NoReplyError(f"a caption that is no text: {json.dumps(text)}")
     return Reply(text, "length" if finish == "length" else "stop")
