@@ -37,6 +37,8 @@ def main(stage: Callable[..., None] | Mapping[str, Callable[..., None]]) -> None
         except (ValueError, OSError) as error:
             if os.environ.get("FLAME_TRACEBACK"):
                 raise
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # a library took the end for one
+                sys.exit(128 + signal.SIGTERM)
             sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done but to end
