@@ -14,7 +14,7 @@ from PIL import Image
 import stages
 from loopback import Loopback, Reply, Request
 from nursery import Nursery
-from stages import Reference, Stage
+from stages import Bench, Reference, Stage
 
 HEADER = ("stage", "by clock", "by step", "SIGTERM", "no room", "went on", "was done")
 
@@ -171,3 +171,9 @@ def _tar(files: dict[str, bytes]) -> bytes:
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
     return data.getvalue()
+
+
+@pytest.fixture
+def bench(request, nursery: Nursery, reference: Reference, tmp_path: Path) -> Bench:
+    """The stage that a test is about."""
+    return Bench(nursery, reference, request.param, tmp_path / "bench")

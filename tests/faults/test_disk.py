@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from nursery import Nursery
-from stages import Bench, Reference, content, orphans
+from stages import Bench, content, orphans
 
 STAGES = [
     "download_dataset",
@@ -34,12 +33,6 @@ PAGE = 4096
 NAMED = r": '(resources|results)/[^']+'$"
 FULL = re.compile(f"(No space left on device|needs .* GB, .* are free).*{NAMED}")
 LIMITED = re.compile(f"File too large.*{NAMED}")
-
-
-@pytest.fixture
-def bench(request, nursery: Nursery, reference: Reference, tmp_path: Path) -> Bench:
-    """The stage that a test is about."""
-    return Bench(nursery, reference, request.param, tmp_path / "bench")
 
 
 @pytest.mark.parametrize("bench", STAGES, indirect=True, ids=lambda name: name)

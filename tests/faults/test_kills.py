@@ -18,8 +18,7 @@ from random import Random
 import pytest
 
 import test_workflow
-from nursery import Nursery
-from stages import EXTRA, Bench, Reference, content, orphans
+from stages import EXTRA, Bench, content, orphans
 
 STAGES = [
     "download_dataset",
@@ -50,12 +49,6 @@ LEASED = [
 WENT_ON = re.compile(r"^(kept|going on from) ", re.M)
 HOLDING = 6  # step at which each of them has its lease, and has made nothing yet
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # before the stage could see to it, and after
-
-
-@pytest.fixture
-def bench(request, nursery: Nursery, reference: Reference, tmp_path: Path) -> Bench:
-    """The stage that a test is about."""
-    return Bench(nursery, reference, request.param, tmp_path / "bench")
 
 
 def every(*names: str) -> pytest.MarkDecorator:
