@@ -137,14 +137,29 @@ def test_long_jobs_show_a_bar(finished):
         assert re.search(r"100%\|.*\d (captions|images)/s", log.read_text()), log
 
 
-def test_the_report_speaks_of_what_a_study_includes(finished, tmp_path):
-    study = tmp_path / "including.yaml"
+@pytest.fixture(scope="module")
+def report(finished, tmp_path_factory) -> str:
+    """Snakemake's report of a study that includes the tiny one."""
+    folder = tmp_path_factory.mktemp("report")
+    study, page = folder / "including.yaml", folder / "report.html"
     study.write_text(yaml.safe_dump({"include": ["tests/config/tiny.yaml"]}))
-    done = snakemake(finished, study, "--report", str(tmp_path / "report.html"))
+    done = snakemake(finished, study, "--report", str(page))
     assert done.returncode == 0, done.stdout
-    page = (tmp_path / "report.html").read_text()
-    assert "Table 6. Number of prompts" in page
-    assert "7 data sets" in page
+    return page.read_text()
+
+
+def test_the_report_speaks_of_what_a_study_includes(report):
+    assert "Table 6. Number of prompts" in report
+    assert "7 data sets" in report
+
+
+def test_the_report_can_draw_every_run_time(report):
+    # On its logarithmic scale; one that is 0 takes all others from the plot.
+    rules = re.findall(r'"rule": "(\w+)", "runtime": [0-9.e+-]+', report)
+    times = [float(time) for time in re.findall(r'"runtime": ([0-9.e+-]+)', report)]
+    assert len(times) == len(rules) > 30
+    assert {"prompt", "embed", "train", "table"} <= set(rules)
+    assert min(times) > 0
 
 
 # --- what runs anew ------------------------------------------------------------------------
