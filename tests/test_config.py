@@ -315,7 +315,7 @@ def test_a_run_is_trained_once_for_each_seed():
     # A fine-tuned run starts from the base of its own seed.
     assert study.base("long-clip.seed2") == "clip.seed2"
     tables = study.table_results("table1")
-    assert {"evaluate/clip.seed1/benchmarks", "evaluate/flame-7/benchmarks"} < set(tables)
+    assert {"evaluate/clip.seed1/retrieval", "evaluate/flame-7/retrieval"} < set(tables)
 
 
 def test_another_draw_is_another_choice_of_as_many_facets(study):
@@ -363,7 +363,7 @@ def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
 
 def test_tables_pull_what_they_are_made_of(study):
     assert set(study.table_results("table7")) == {
-        f"evaluate/{run}/benchmarks"
+        f"evaluate/{run}/classification"
         for run in (
             "flame-7",
             "flame-gemma",
