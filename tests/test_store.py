@@ -112,6 +112,8 @@ def test_missing_and_double_parts_are_refused(parts):
         store.Embeddings.open(parts[1:], "scenes")
     copy = parts[0].with_name("copy.zarr")
     shutil.copytree(parts[0], copy)
+    with pytest.raises(ValueError, match="no part of a store given for data set 'scenes'"):
+        store.Embeddings.open([], "scenes")
     with pytest.raises(ValueError, match=r"parts \[0, 0, 1\]"):
         store.Embeddings.open([*parts, copy], "scenes")
 

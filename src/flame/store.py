@@ -224,6 +224,8 @@ class Embeddings:
         Raises:
             ValueError: parts that are missing, double or unlike, or hold no such data set.
         """
+        if not paths:
+            raise ValueError(f"no part of a store given for data set {dataset!r}")
         attributes = _agreed({path: read_attributes(path) for path in paths})
         parts = [_Part(path, dataset) for path in attributes]
         embeddings = cls(parts, next(iter(attributes.values())))
