@@ -80,7 +80,7 @@ storage: table6 ## what stores in 8 bits cost: their error, and recall of flame-
 	PYTHONPATH=src $(BIN)/python bench/storage.py
 
 docs: setup ## docs/datasets.md from the cards of the data sets
-	PYTHONPATH=src $(BIN)/python -m flame.datasets >docs/datasets.md
+	PYTHONPATH=src $(BIN)/python -m flame.data.datasets >docs/datasets.md
 
 # What vLLM 0.18.1 needs is taken from the days of its release, but for what our own packages need.
 NEWER := pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro

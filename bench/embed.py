@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from flame.datasets import scenes
-from flame.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM
+from flame.data.datasets import scenes
+from flame.embedding.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM
 from flame.overhead import PlainLLM
 
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
@@ -34,7 +34,7 @@ RELEASE_BATCH = 32
 
 
 def captions(num: int, seed: int) -> list[str]:
-    """Long captions of `flame.datasets.scenes`, as the study embeds them."""
+    """Long captions of `flame.data.datasets.scenes`, as the study embeds them."""
     options = scenes.Options(split="bench", images=num, long=1)
     rng = random.Random(seed)
     return [

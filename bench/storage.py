@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from flame import store
-from flame.bootstrap import mean_interval
-from flame.config import Study, load_file
+from flame.embedding import store
+from flame.embedding.quantization import STORAGES, Name
+from flame.embedding.store import Embeddings
 from flame.evaluate import evaluate
-from flame.settings import EvaluateSettings, Question
-from flame.storage import STORAGES, Name
-from flame.store import Embeddings
+from flame.evaluation.bootstrap import mean_interval
+from flame.study.load import load_file
+from flame.study.settings import EvaluateSettings, Question
+from flame.study.study import Study
 from flame.train import train
 
 ROWS = 512  # compared at a time

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flame import store
+from flame.embedding import store
 
 Reader = Callable[[np.ndarray], np.ndarray]
 

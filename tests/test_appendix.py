@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from flame import optim
 from flame.appendix import appendix
-from flame.config import Study, load_file
-from flame.protocol import FIXED
-from flame.sections import AppendixTable, Augment, Facet, Prompt, Recipe
-from flame.settings import AppendixSettings
+from flame.report.protocol import FIXED
+from flame.study.load import load_file
+from flame.study.schema.llms import Facet, Prompt
+from flame.study.schema.runs import Augment, Recipe
+from flame.study.schema.tables import AppendixTable
+from flame.study.settings import AppendixSettings
+from flame.study.study import Study
+from flame.training import optim
 
 ROOT = Path(__file__).parents[1]
 REPORTED = ROOT / "config" / "reported"

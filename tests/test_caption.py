@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from flame import caption
-from flame.datasets import Sample
-from flame.images import ImageReader
-from flame.integrity import verify
-from flame.sections import PublishedCaptions, TransformersCaptioner
-from flame.settings import CaptionSettings, CaptionsSettings
-from flame.shards import ShardWriter, shard_path
-from flame.vlm import Reply
+from flame.captioning.engines import Reply
+from flame.data.datasets import Sample
+from flame.data.images import ImageReader
+from flame.data.shards import ShardWriter, shard_path
+from flame.runtime.checksums import verify
+from flame.study.schema.data import PublishedCaptions, TransformersCaptioner
+from flame.study.settings import CaptionSettings, CaptionsSettings
 from loopback import Loopback
 
 IMAGES = 7
@@ -69,7 +69,7 @@ class Scripted:
 @pytest.fixture
 def engine(monkeypatch):
     found = Scripted()
-    monkeypatch.setattr(caption.vlm, "create", lambda captioner: found)
+    monkeypatch.setattr(caption.engines, "create", lambda captioner: found)
     return found
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from answers import counted, write
 from flame.claims import claims
-from flame.sections import Bootstrap, Claim, Measure
-from flame.settings import ClaimsSettings
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.schema.tables import Claim, Measure
+from flame.study.settings import ClaimsSettings
 
 LONG = Measure(benchmark="S4V", metric="i2t_r@1")
 RATES = {"good": 80, "bad": 20, "equal": 20}

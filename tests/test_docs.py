@@ -12,13 +12,14 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from flame import datasets, download
-from flame.config import Study, load, load_file
-from flame.datasets import scenes
-from flame.datasets.__main__ import document
-from flame.sections import task_names
-from flame.settings import Question
-from flame.tasks import Asked, Images, Texts
+from flame import download
+from flame.data import datasets
+from flame.data.datasets import scenes
+from flame.evaluation.tasks import Asked, Images, Texts
+from flame.study.load import load, load_file
+from flame.study.schema.benchmarks import task_names
+from flame.study.settings import Question
+from flame.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -63,7 +64,7 @@ def squares(tmp_path, monkeypatch) -> Path:
     (package / "squares.py").write_text(blocks("python")[0])
     monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(package)])
     yield tmp_path / "out" / "squares"
-    sys.modules.pop("flame.datasets.squares", None)
+    sys.modules.pop("flame.data.datasets.squares", None)
 
 
 @pytest.mark.parametrize("key", keys_of_a_study())
@@ -116,17 +117,17 @@ def test_every_result_is_listed():
 
 
 @pytest.mark.parametrize(
-    "name", [*task_names(), *(path.stem for path in (ROOT / "src/flame/figures").glob("[a-z]*.py"))]
+    "name",
+    [*task_names(), *(path.stem for path in (ROOT / "src/flame/report/figures").glob("[a-z]*.py"))],
 )
 def test_every_task_and_kind_of_figure_is_explained(name):
     assert f"\n| `{name}` |" in (ROOT / "config/README.md").read_text()
 
 
-def test_every_module_is_in_the_tree():
-    tree = (ROOT / "README.md").read_text().split("src/flame/\n")[1].split("```")[0]
-    modules = {path.name for path in (ROOT / "src/flame").glob("[a-z]*.py")}
-    assert set(re.findall(r"\b\w+\.py\b", tree)) == modules
-
-
-def test_the_cards_of_the_data_sets_are_written_down():
-    assert (ROOT / "docs/datasets.md").read_text() == document()
+def test_every_program_and_package_is_in_the_tree():
+    tree = (ROOT / "README.md").read_text().split("src/flame/\n")[1].split("\ntests/")[0]
+    programs = {path.name for path in (ROOT / "src/flame").glob("[a-z]*.py")}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "src/flame").glob("*/__init__.py")}
+    assert set(re.findall(r"\b\w+\.py\b|^  \w+/", tree, re.M)) == programs | {
+        f"  {name}" for name in packages
+    }

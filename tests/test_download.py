@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 from transformers import AutoModel
 
-from flame import command, datasets, download
+from flame import download
+from flame.data import datasets
+from flame.runtime import command
 
 STAGE = {"dataset": download.dataset, "llm": download.llm}
 

@@ -12,11 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flame import checkpoints, command
 from flame import embed as stage
-from flame.llm import FrozenLLM, cleaned
-from flame.settings import EmbedSettings
-from flame.store import Embeddings
+from flame.embedding import checkpoints
+from flame.embedding.llm import FrozenLLM, cleaned
+from flame.embedding.store import Embeddings
+from flame.runtime import command
+from flame.study.settings import EmbedSettings
 
 SETTINGS = EmbedSettings(
     kind="long",

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from flame import clip, model, store
-from flame.datasets import Sample
+from flame.data.datasets import Sample
+from flame.data.images import ImageReader
+from flame.data.shards import ShardWriter
+from flame.embedding import store
 from flame.evaluate import evaluate
-from flame.images import ImageReader
-from flame.sections import Backbone, Bootstrap, Recipe, TextTower
-from flame.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
-from flame.shards import ShardWriter
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.schema.runs import Backbone, Recipe, TextTower
+from flame.study.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
+from flame.towers import clip, model
 
 DIM, SIZE, IMAGES = 8, 32, 12
 FACETS = ("what", "where")

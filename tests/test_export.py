@@ -12,12 +12,17 @@ from PIL import Image
 
 import flame
 import wds
-from flame import checkpoints, clip_benchmark, command, download, embed, export, exported, model
-from flame.config import Study, load_file
+from flame import clip_benchmark, download, embed, export
+from flame.data.images import ImageReader
+from flame.embedding import checkpoints
+from flame.embedding.store import Embeddings
 from flame.evaluate import evaluate
-from flame.features import Features
-from flame.images import ImageReader
-from flame.store import Embeddings
+from flame.evaluation import encoder
+from flame.evaluation.features import Features
+from flame.runtime import command
+from flame.study.load import load_file
+from flame.study.study import Study
+from flame.towers import model
 from loopback import Loopback, Reply
 
 ROOT = Path(__file__).parents[1]
@@ -147,11 +152,9 @@ def test_only_flame_is_exported():
 
 def test_an_llm_of_the_hub_is_named_and_not_copied(made, monkeypatch, tmp_path):
     hub = {"source": "hub", "id": "owner/llm", "revision": "a" * 40}
-    settings = exported.ExportSettings.model_validate_json(
-        (made["out"] / "export.json").read_text()
-    )
+    settings = encoder.ExportSettings.model_validate_json((made["out"] / "export.json").read_text())
     changed = settings.model_dump() | {"checkpoint": hub}
-    settings = exported.ExportSettings.model_validate(changed)
+    settings = encoder.ExportSettings.model_validate(changed)
     export.write(made["tower"], made["llm"], tmp_path / "out", settings)
     assert not (tmp_path / "out" / "llm").exists()
     text = ["a dog."]

@@ -12,17 +12,19 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from tests.embedding.test_llm import smollm2  # noqa: F401 - the fixture of the real LLM
 from transformers import AutoModelForCausalLM
 
-from flame import checkpoints, model, store
-from flame.datasets import Sample
+from flame.data.datasets import Sample
+from flame.data.shards import ShardWriter
+from flame.embedding import checkpoints, store
+from flame.evaluation.vocabulary import Speaker
 from flame.fewshot import Episode, constrained, draw, fewshot, pictures, say
-from flame.model import FlameTower
-from flame.sections import Backbone, Bootstrap, FewShot, Recipe, Trial
-from flame.settings import FewShotSettings, FlameTraining
-from flame.shards import ShardWriter
-from flame.vocabulary import Speaker
-from test_llm import smollm2  # noqa: F401 - the fixture of the real LLM
+from flame.study.schema.benchmarks import Bootstrap, FewShot, Trial
+from flame.study.schema.runs import Backbone, Recipe
+from flame.study.settings import FewShotSettings, FlameTraining
+from flame.towers import model
+from flame.towers.model import FlameTower
 
 SIZE, CLASSES, EACH = 64, ("ape", "hot", "hot dog", "zebra"), 5
 TRIALS = (

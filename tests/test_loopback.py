@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import tiny_vlm
-from flame import checkpoints
-from flame.config import Study, load_file
-from flame.datasets import cc3m
+from flame.data.datasets import cc3m
+from flame.embedding import checkpoints
+from flame.study.load import load_file
+from flame.study.study import Study
 from loopback import Loopback, cut, status
 
 ROOT = Path(__file__).parents[1]

@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from flame import checkpoints, overhead
-from flame.datasets import Sample
+from flame import overhead
+from flame.data.datasets import Sample
+from flame.data.shards import ShardWriter
 from flame.embed import embed
-from flame.llm import FrozenLLM
+from flame.embedding import checkpoints
+from flame.embedding.llm import FrozenLLM
+from flame.embedding.store import Embeddings
 from flame.overhead import OnlineTexts, PlainLLM, embedding_ways, in_turn, ratios
-from flame.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
-from flame.shards import ShardWriter
-from flame.store import Embeddings
+from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
 
 IMAGES, SIZE = 12, 16
 FACETS = {"category": " the category:", "mood": " the mood, or atmosphere:", "scene": " all of it:"}

@@ -4,11 +4,13 @@ import sys
 
 import pytest
 import torch
+from tests.report.test_paper import PAPER, ROOT
 from transformers import MistralConfig, MistralForCausalLM
 
-from flame import command, costs, plan
-from flame.config import load_file
-from test_paper import PAPER, ROOT
+from flame import plan
+from flame.report import costs
+from flame.runtime import command
+from flame.study.load import load_file
 
 NEMO = costs.SHAPES["mistralai/Mistral-Nemo-Instruct-2407"]
 

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 
 from answers import counted, write
-from flame.bootstrap import interval
-from flame.sections import Bootstrap, Claim, Measure, Table
-from flame.settings import TableSettings
+from flame.evaluation.bootstrap import interval
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.schema.tables import Claim, Measure, Table
+from flame.study.settings import TableSettings
 from flame.table import table
 
 # As in Table 7, the model with 7 prompts stands there twice.

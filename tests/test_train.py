@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from flame import model, store
-from flame.datasets import Sample
-from flame.optim import adamw, learning_rate
-from flame.sections import Recipe
-from flame.settings import ClipTraining, FlameTraining, LongClipTraining
-from flame.shards import ShardWriter
+from flame.data.datasets import Sample
+from flame.data.shards import ShardWriter
+from flame.embedding import store
+from flame.study.schema.runs import Recipe
+from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining
+from flame.towers import model
 from flame.train import sources, train
+from flame.training.optim import adamw, learning_rate
 
 GOLDEN = Path(__file__).parent / "golden" / "train.txt"
 FACETS = {"scene": " a", "object": " b"}

@@ -18,8 +18,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from flame.config import Study, load_file
-from flame.sections import FlameRun
+from flame.study.load import load_file
+from flame.study.schema.runs import FlameRun
+from flame.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/config/tiny.yaml"

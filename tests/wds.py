@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from PIL import Image
 
-from flame.images import ImageReader
+from flame.data.images import ImageReader
 
 
 def write(dataset: Path, out: Path, *, captions: str | None = None) -> Path:

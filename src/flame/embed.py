@@ -7,12 +7,14 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from flame import command, progress, store
-from flame.integrity import verified
-from flame.llm import TOKEN_BUDGET, FrozenLLM, cleaned
-from flame.partial import partial, sha256
-from flame.sections import known
-from flame.settings import EmbedSettings, rows_of
+from flame.embedding import store
+from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, cleaned
+from flame.runtime import command, progress
+from flame.runtime.checksums import sha256, verified
+from flame.runtime.errors import known
+from flame.runtime.parts import rows_of
+from flame.runtime.resumable import resumable
+from flame.study.settings import EmbedSettings
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def embed(
         "made_with": {name: version(name) for name in ("torch", "transformers", "zarr")}
         | {"dtype": str(encoder.dtype)},
     }
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         _write(folder, origin, captions, encoder, settings, token_budget)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import polars as pl
 import torch
 
-from flame import command, tasks
-from flame.bootstrap import rate
-from flame.features import Features
-from flame.model import load
-from flame.partial import write_atomic
-from flame.sections import Bootstrap
-from flame.settings import EvaluateSettings, Question
-from flame.tasks import Answer, Asked
+from flame.evaluation import tasks
+from flame.evaluation.bootstrap import rate
+from flame.evaluation.features import Features
+from flame.evaluation.tasks import Answer, Asked
+from flame.runtime import command
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.settings import EvaluateSettings, Question
+from flame.towers.model import load
 
 log = logging.getLogger(__name__)
 

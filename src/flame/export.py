@@ -6,13 +6,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from flame import command
-from flame.exported import RECORD
-from flame.integrity import read_json, seal, verified, verify
-from flame.partial import partial, sha256, write_atomic
-from flame.render import markdown_table, metric_name
-from flame.sections import HubCheckpoint
-from flame.settings import ExportSettings
+from flame.evaluation.encoder import RECORD
+from flame.report.results_table import markdown_table, metric_name
+from flame.runtime import command
+from flame.runtime.checksums import read_json, seal, sha256, verified, verify
+from flame.runtime.resumable import resumable, write_atomic
+from flame.study.schema.llms import HubCheckpoint
+from flame.study.settings import ExportSettings
 
 PAPER = "https://arxiv.org/abs/2411.11927"
 
@@ -39,7 +39,7 @@ def write(
     record = read_json(model / "run.json")
     described = read_json(llm / "flame.json")
     results = [read_json(path) for path in metrics]
-    with partial(out, origin) as folder:
+    with resumable(out, origin) as folder:
         for name in ("model.safetensors", "run.json"):
             shutil.copyfile(verified(model / name), folder / name)
         if not isinstance(settings.checkpoint, HubCheckpoint) or settings.reset is not None:

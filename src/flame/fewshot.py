@@ -1,7 +1,7 @@
 """Visual tower, images and frozen LLM -> few-shot classification by words (Section C.3, Table C5).
 
-Every image becomes a few words (`flame.vocabulary`); the LLM reads examples `words -> label` and
-then says the label of one more image. Nothing is trained.
+Every image becomes a few words (`flame.evaluation.vocabulary`); the LLM reads examples
+`words -> label` and then says the label of one more image. Nothing is trained.
 """
 
 import json
@@ -19,15 +19,18 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from flame import command, progress, space
-from flame.bootstrap import rate
-from flame.images import ImageReader
-from flame.model import FlameTower, load
-from flame.partial import sha256, write_atomic
-from flame.sections import Trial, known
-from flame.settings import FewShotSettings, FlameTraining
-from flame.store import Embeddings, by_kind
-from flame.vocabulary import Mapper, Speaker, Words, place
+from flame.data.images import ImageReader
+from flame.embedding import provenance
+from flame.embedding.store import Embeddings, by_kind
+from flame.evaluation.bootstrap import rate
+from flame.evaluation.vocabulary import Mapper, Speaker, Words, place
+from flame.runtime import command, progress
+from flame.runtime.checksums import sha256
+from flame.runtime.errors import known
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.benchmarks import Trial
+from flame.study.settings import FewShotSettings, FlameTraining
+from flame.towers.model import FlameTower, load
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +250,7 @@ def _mapper(
             f"the LLM's head reads {speaker.dim}"
         )
     if "texts" in record:
-        space.check(record["texts"], texts, [facet], kind)
+        provenance.check(record["texts"], texts, [facet], kind)
     checkpoint = sha256(llm / "flame.json")
     if texts.attributes.get("checkpoint", checkpoint) != checkpoint:
         raise ValueError(

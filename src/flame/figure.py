@@ -6,9 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from flame import command, figures
-from flame.partial import write_atomic
-from flame.settings import FigureSettings
+from flame.report import figures
+from flame.runtime import command
+from flame.runtime.resumable import write_atomic
+from flame.study.settings import FigureSettings
 
 DPI = 200
 
@@ -17,7 +18,7 @@ def figure(inputs: list[Path], png: Path, pdf: Path, settings: FigureSettings) -
     """Draw one figure; the same inputs give the same bytes.
 
     Args:
-        inputs: what the figure's kind is drawn from (`flame.figures`).
+        inputs: what the figure's kind is drawn from (`flame.report.figures`).
         png: picture to write, 200 dots an inch.
         pdf: the same as vectors, for print.
         settings: the figure.

@@ -23,18 +23,19 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from flame import clip, command, model, progress
-from flame.images import ImageReader
-from flame.integrity import verified
-from flame.llm import TOKEN_BUDGET, FrozenLLM, Layout, facet_mask, plan
-from flame.model import Centers
-from flame.pairs import Batches, Pairs, Texts
-from flame.partial import write_atomic
-from flame.processes import Place
-from flame.sections import known
-from flame.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
-from flame.store import Embeddings, by_kind
-from flame.trainer import Trainer
+from flame.data.images import ImageReader
+from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, Layout, facet_mask, plan
+from flame.embedding.store import Embeddings, by_kind
+from flame.runtime import command, progress
+from flame.runtime.checksums import verified
+from flame.runtime.errors import known
+from flame.runtime.resumable import write_atomic
+from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
+from flame.towers import clip, model
+from flame.towers.model import Centers
+from flame.training.pairs import Batches, Pairs, Texts
+from flame.training.processes import Place
+from flame.training.trainer import Trainer
 
 # Each ratio -> what is divided by what.
 RATIOS = {
@@ -204,7 +205,7 @@ class PlainLLM:
 def embedding_ways(
     llm: Path, encoder: FrozenLLM, captions: Sequence[str], settings: EmbedSettings
 ) -> dict[str, Way]:
-    """K passes a caption, one pass under the dense mask, and one as `flame.llm` does it.
+    """K passes a caption, one pass under the dense mask, and one as `flame.embedding.llm` does it.
 
     Raises:
         ValueError: the ways do not give the same embeddings.

@@ -10,11 +10,16 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from flame import command, costs
-from flame.config import Study, load_file
-from flame.datasets import module
-from flame.render import markdown_table
-from flame.sections import FlameRun, HubCheckpoint, LongClipRun, PublishedCaptions, known
+from flame.data.datasets import module
+from flame.report import costs
+from flame.report.results_table import markdown_table
+from flame.runtime import command
+from flame.runtime.errors import known
+from flame.study.load import load_file
+from flame.study.schema.data import PublishedCaptions
+from flame.study.schema.llms import HubCheckpoint
+from flame.study.schema.runs import FlameRun, LongClipRun
+from flame.study.study import Study
 
 BYTES_OF_IMAGE = 60_000  # where no size of the download is published
 ROWS_OF_IMAGE = 5  # captions of an image of a benchmark

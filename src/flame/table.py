@@ -4,13 +4,14 @@ from pathlib import Path
 
 import polars as pl
 
-from flame import checks, command, render, results, verdicts
-from flame.partial import write_atomic
-from flame.render import Cell
-from flame.reported import matching, number, read
-from flame.results import Results
-from flame.sections import Column, Row, Table
-from flame.settings import TableSettings
+from flame.report import check_table, results, results_table, verdicts
+from flame.report.reported import matching, number, read
+from flame.report.results import Results
+from flame.report.results_table import Cell
+from flame.runtime import command
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.tables import Column, Row, Table
+from flame.study.settings import TableSettings
 
 
 def table(
@@ -39,7 +40,7 @@ def table(
         for row in settings.table.rows
     ]
     judged = [verdicts.judge(claim, answers, {}) for claim in settings.claims]
-    form = render if settings.table.tolerance is None else checks
+    form = results_table if settings.table.tolerance is None else check_table
     text = form.as_markdown(cells, settings)
     if judged:
         text += f"\n**Claims**\n\n{verdicts.as_markdown(judged, settings.datasets)}"

@@ -10,15 +10,20 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from flame import __version__, command, curve, model, processes, space
-from flame.images import ImageReader
-from flame.model import Tower
-from flame.pairs import Batch, Batches, Pairs, Texts
-from flame.partial import partial, sha256
-from flame.processes import Place
-from flame.settings import ClipTraining, FlameTraining, LongClipTraining, Training
-from flame.store import Embeddings, by_kind, read_attributes
-from flame.trainer import Trainer
+from flame import __version__
+from flame.data.images import ImageReader
+from flame.embedding import provenance
+from flame.embedding.store import Embeddings, by_kind, read_attributes
+from flame.runtime import command
+from flame.runtime.checksums import sha256
+from flame.runtime.resumable import resumable
+from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining, Training
+from flame.towers import model
+from flame.towers.model import Tower
+from flame.training import curve, processes
+from flame.training.pairs import Batch, Batches, Pairs, Texts
+from flame.training.processes import Place
+from flame.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +129,9 @@ def _texts(
             kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
             for kind, parts in by_kind(stores).items()
         }
-        space.describe(opened, settings.targets)  # before hours of training, not after
+        provenance.describe(opened, settings.targets)  # before hours of training, not after
         return opened, settings.targets
-    from flame import clip  # here, because open_clip takes seconds to import
+    from flame.towers import clip  # here, because open_clip takes seconds to import
 
     kinds: tuple[str, ...]
     if isinstance(settings, ClipTraining):
@@ -145,7 +150,7 @@ def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) ->
         if settings.recipe.standardize == "center":
             tower.centers = {kind: _means(store) for kind, store in stores.items()}
         return tower
-    from flame import clip
+    from flame.towers import clip
 
     return clip.create(settings, base)
 
@@ -179,7 +184,7 @@ def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator
         folder: Path | OSError | None = None
         if place.rank == 0:
             try:
-                folder = held.enter_context(partial(out, fingerprint))
+                folder = held.enter_context(resumable(out, fingerprint))
             except OSError as error:  # else the others wait for a first process that is gone
                 folder = error
         folder = processes.from_first(folder)
@@ -199,7 +204,7 @@ def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None
         "versions": {"flame": __version__} | {name: version(name) for name in ("torch", "timm")},
     }
     if isinstance(training.settings, FlameTraining):
-        record["texts"] = space.describe(_stores(texts), training.settings.targets)
+        record["texts"] = provenance.describe(_stores(texts), training.settings.targets)
     model.save(training.tower, training.folder, record)
     curve.draw(
         training.folder / "log.jsonl",

@@ -30,7 +30,12 @@ STAGES = ["caption", "claims", "download", "embed", "evaluate"]
 STAGES += ["export", "fewshot", "figure", "table", "train"]
 # What stages import while they run.
 LATE = ["transformers.models.llama.modeling_llama", "transformers.modeling_utils", "timm", "tyro"]
-LATE += ["flame.checkpoints", "flame.clip", "flame.datasets.scenes", "flame.tasks.retrieval"]
+LATE += [
+    "flame.embedding.checkpoints",
+    "flame.towers.clip",
+    "flame.data.datasets.scenes",
+    "flame.evaluation.tasks.retrieval",
+]
 LATE += ["matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"]
 CHANGES_DISK = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -98,7 +103,7 @@ class Nursery:
             cwd: folder to run it in.
             log: file to which its streams are appended; a dot for every step on disk goes to
                 `<log>.steps`.
-            constants: dotted name -> value, such as `flame.store.SHARD_ROWS`.
+            constants: dotted name -> value, such as `flame.embedding.store.SHARD_ROWS`.
             step: number of the step on disk, from 1, before which it sends itself a signal.
             sends: the signal.
             file_limit: bytes to which its files can grow.

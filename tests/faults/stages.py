@@ -19,7 +19,11 @@ from nursery import Child, Nursery
 STUDY = Path(__file__).with_name("study.yaml")
 EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table asks for these
 # Several shards, so that a store can be interrupted between two of them.
-CONSTANTS = {"flame.store.SHARD_ROWS": 8, "flame.store.CHUNK_ROWS": 8, "flame.fetch.BLOCK": 4096}
+CONSTANTS = {
+    "flame.embedding.store.SHARD_ROWS": 8,
+    "flame.embedding.store.CHUNK_ROWS": 8,
+    "flame.data.fetch.BLOCK": 4096,
+}
 CLOCK = {"seconds", "images_per_second", "data_wait"}  # what a clock says
 TIMED = ("  run.json", "  report.json", "  report.md")  # files with such in a list of checksums
 # Beside the results: locks, records of what came from a hub, what Snakemake and tests need.

@@ -17,30 +17,34 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from tests.embedding.test_store import ATTRIBUTES, FACETS, write
+from tests.evaluation.test_tasks import asked as asked_of
+from tests.test_embed import SETTINGS as EMBED
+from tests.test_evaluate import toy  # noqa: F401
+from tests.test_fewshot import toy as words  # noqa: F401
+from tests.test_train import DIM, _call_number, inputs, log_lines, settings, weights  # noqa: F401
 
 import test_fewshot
-from flame import caption, checkpoints, datasets, download, model, results, space, store
-from flame.captions import Row, read_objects
-from flame.clip import Tokens
-from flame.datasets import Sample, Skipped, _links
-from flame.datasets._published import items_of, lines_of
+from flame import caption, download
+from flame.captioning.describe import Row, read_objects
+from flame.data import datasets
+from flame.data.datasets import Sample, Skipped, _links
+from flame.data.datasets._published import items_of, lines_of
+from flame.data.images import RESIZES, ImageReader
+from flame.data.shards import ImageError, ShardWriter
 from flame.embed import embed
+from flame.embedding import checkpoints, provenance, store
+from flame.embedding.llm import FrozenLLM
 from flame.evaluate import evaluate
-from flame.images import RESIZES, ImageReader
-from flame.integrity import SUMS, read_json
-from flame.llm import FrozenLLM
-from flame.sections import Bootstrap
-from flame.settings import EvaluateSettings, Question
-from flame.shards import ImageError, ShardWriter
-from flame.tasks import zeroshot
+from flame.evaluation.tasks import zeroshot
+from flame.evaluation.vocabulary import Speaker
+from flame.report import results
+from flame.runtime.checksums import SUMS, read_json
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.settings import EvaluateSettings, Question
+from flame.towers import model
+from flame.towers.clip import Tokens
 from flame.train import train
-from flame.vocabulary import Speaker
-from test_embed import SETTINGS as EMBED
-from test_evaluate import toy  # noqa: F401
-from test_fewshot import toy as words  # noqa: F401
-from test_store import ATTRIBUTES, FACETS, write
-from test_tasks import asked as asked_of
-from test_train import DIM, _call_number, inputs, log_lines, settings, weights  # noqa: F401
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -432,7 +436,7 @@ def embedded(folder: Path, kind: str, **attributes: object) -> store.Embeddings:
 def trained(tmp_path) -> dict:
     """How the texts of a run were embedded, which matched two facets of raw captions."""
     stores = {"raw": embedded(tmp_path / "trained", "raw", **SPACE)}
-    return json.loads(json.dumps(space.describe(stores, {"raw": FACETS[:2]})))
+    return json.loads(json.dumps(provenance.describe(stores, {"raw": FACETS[:2]})))
 
 
 @pytest.mark.parametrize(
@@ -454,15 +458,17 @@ def test_texts_that_were_embedded_otherwise_are_refused(trained, tmp_path, name,
     other = embedded(tmp_path, kind, **SPACE | {name: value})
     said = rf"trained on embeddings with \w*{name.rstrip('s')}.*, those of the {kind} captions have"
     with pytest.raises(ValueError, match=said):
-        space.check(trained, other, FACETS[:1], "raw")
+        provenance.check(trained, other, FACETS[:1], "raw")
 
 
 def test_what_a_run_did_not_use_of_its_stores_may_change(trained, tmp_path):
     facets = ATTRIBUTES["facets"] | {FACETS[2]: " another"}
-    space.check(trained, embedded(tmp_path / "a", "raw", **SPACE, facets=facets), FACETS, "raw")
+    provenance.check(
+        trained, embedded(tmp_path / "a", "raw", **SPACE, facets=facets), FACETS, "raw"
+    )
     # Of a kind that was neither trained on nor centred on, no prompt is prescribed.
     free = embedded(tmp_path / "b", "short", **SPACE, prefix=["x", "y"])
-    space.check(trained, free, FACETS[:1], None)
+    provenance.check(trained, free, FACETS[:1], None)
 
 
 def test_kinds_of_two_llms_are_not_trained_on_together(tmp_path):
@@ -471,7 +477,7 @@ def test_kinds_of_two_llms_are_not_trained_on_together(tmp_path):
         "long": embedded(tmp_path, "long", **SPACE | {"llm": "other"}),
     }
     with pytest.raises(ValueError, match='raw and of long captions differ in llm: "small" and "ot'):
-        space.describe(stores, {"raw": FACETS, "long": FACETS})
+        provenance.describe(stores, {"raw": FACETS, "long": FACETS})
 
 
 def test_evaluate_refuses_a_store_of_another_llm_of_the_same_width(inputs, tmp_path):  # noqa: F811

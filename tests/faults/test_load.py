@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from test_workflow import snakemake
+from tests.test_workflow import snakemake
 
 ROOT = Path(__file__).parents[2]
 ROWS, DIM = 1_000_000, 128
@@ -26,8 +25,8 @@ PREAMBLE = f"""
 import json, sys
 from pathlib import Path
 import numpy as np, torch
-from flame import store
-from flame.pairs import Batches, Pairs
+from flame.embedding import store
+from flame.training.pairs import Batches, Pairs
 ROWS, DIM, folder = {ROWS}, {DIM}, Path(sys.argv[1])
 KEYS = [f"k{{i:06d}}" for i in range(ROWS)]
 told = {{}}

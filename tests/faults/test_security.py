@@ -17,11 +17,12 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from flame import vlm
-from flame.config import StudyError, load_file
-from flame.datasets import Sample
-from flame.sections import Captioner, PackageCheckpoint, VllmCaptioner
-from flame.shards import ShardWriter
+from flame.captioning import engines
+from flame.data.datasets import Sample
+from flame.data.shards import ShardWriter
+from flame.study.load import StudyError, load_file
+from flame.study.schema.data import Captioner, VllmCaptioner
+from flame.study.schema.llms import PackageCheckpoint
 from loopback import Loopback, Reply, Request
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_code_behind_a_name_that_can_be_moved_is_refused(revision):
         max_tokens={"short": 9},
     )
     with pytest.raises(ValueError, match="its revision must be a commit"):
-        vlm.create(captioner)
+        engines.create(captioner)
 
 
 class Bomb:
@@ -114,8 +115,8 @@ class Bomb:
 
 def test_a_pickle_in_place_of_weights_is_not_unpickled(tmp_path):
     """`from_pretrained` would take a pytorch_model.bin where there are no safetensors."""
-    from flame import checkpoints
-    from flame.llm import FrozenLLM
+    from flame.embedding import checkpoints
+    from flame.embedding.llm import FrozenLLM
 
     checkpoints.random("llama", tmp_path / "llm", layers=1, width=16, heads=2)
     (tmp_path / "llm" / "model.safetensors").unlink()
@@ -271,7 +272,7 @@ for name, *arguments in json.loads(sys.argv[1]):
 
 def test_tokens_are_sent_and_never_said_or_written(images, tmp_path):
     """One job of every stage that has a token, some of which fail, beside servers that tell all."""
-    from flame import checkpoints
+    from flame.embedding import checkpoints
 
     checkpoints.random("llama", tmp_path / "made", layers=1, width=16, heads=2)
     (tmp_path / "made" / "SHA256SUMS").unlink()

@@ -25,9 +25,8 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 import yaml
-
-from test_workflow import ROOT, TINY, changed, content
-from test_workflow import snakemake as snakemake_here
+from tests.test_workflow import ROOT, TINY, changed, content
+from tests.test_workflow import snakemake as snakemake_here
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 PATIENCE = 900  # seconds for anything to happen, on a machine that may be busy

@@ -14,10 +14,10 @@ ROOT = Path(str(workflow.current_basedir)).parents[1]
 SRC = Path(os.path.relpath(ROOT / "src"))
 sys.path.insert(0, str(ROOT / "src"))
 
-from flame import failures
-from flame.config import StudyError, load
-from flame.partial import sha256
-from flame.settings import VERSION
+from flame.runtime import failures
+from flame.runtime.checksums import sha256
+from flame.study.load import StudyError, load
+from flame.study.settings import VERSION
 
 
 def checked_study():

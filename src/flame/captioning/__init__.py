@@ -1,0 +1,1 @@
+"""Images -> captions by a multimodal LLM."""

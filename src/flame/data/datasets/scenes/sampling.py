@@ -1,0 +1,60 @@
+"""Scenes drawn at random, facet by facet."""
+
+from collections.abc import Iterator, Mapping
+from random import Random
+
+from flame.data.datasets.scenes.options import Options
+from flame.data.datasets.scenes.scene import Scene
+from flame.data.datasets.scenes.words import CATEGORY, LABELS, MEMBERS, MOOD, OBJECTS, OUTDOORS
+
+
+def labels_of(options: Options) -> list[str]:
+    """Labels of the set, as plain names; empty if it has none."""
+    if options.classify == "noun" and options.members:
+        return MEMBERS[options.members]
+    return LABELS[options.classify] if options.classify else []
+
+
+def scenes(options: Options, rng: Random) -> Iterator[Scene]:
+    """As many scenes as there are images, labels in equal numbers."""
+    labels = labels_of(options)
+    for start in range(0, options.images, options.hard_groups):
+        fixed: dict[str, str] = {}
+        if options.hard_groups > 1:
+            first = sample(options, rng, {})
+            fixed = {"noun": first.noun, "place": first.place}
+        if options.classify:
+            fixed[options.classify] = labels[start % len(labels)]
+        tints = rng.sample(LABELS["tint"], options.hard_groups)
+        for _, tint in zip(range(start, options.images), tints, strict=False):
+            yield sample(options, rng, {"tint": tint} | fixed)
+
+
+def sample(options: Options, rng: Random, fixed: Mapping[str, str]) -> Scene:
+    """A random scene in which the facets in `fixed` (facet -> plain name) have the values given."""
+
+    def pick(facet: str, among: list[str] | None = None) -> str:
+        return fixed.get(facet) or rng.choice(among or LABELS[facet])
+
+    pairs = [pair for pair, mood in MOOD.items() if fixed.get("mood") in (None, mood)]
+    light = pick("light", [light for light, _ in pairs])
+    weather = fixed.get("weather")
+    if "mood" in fixed:
+        weather = next(weather for of_light, weather in pairs if of_light == light)
+    place = pick("place", LABELS["place"] if weather in (None, "clear") else OUTDOORS)
+    if weather is None:
+        weather = rng.choice(LABELS["weather"]) if place in OUTDOORS else "clear"
+    is_person = "action" in fixed or rng.random() < options.people
+    category = options.members or ("person" if is_person else None)
+    noun = pick("noun", MEMBERS[category] if category else list(OBJECTS))
+    return Scene(
+        noun=noun,
+        tint=pick("tint"),
+        minor=rng.choice([minor for minor in OBJECTS if minor != noun]),
+        minor_tint=rng.choice(LABELS["tint"]),
+        place=place,
+        light=light,
+        weather=weather,
+        relation=pick("relation"),
+        action=pick("action") if CATEGORY[noun] == "person" else None,
+    )

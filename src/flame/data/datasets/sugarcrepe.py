@@ -1,0 +1,89 @@
+"""SugarCrepe: a true caption and one that differs by a hard, small edit."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from flame.data import fetch
+from flame.data.datasets import Card, Sample
+from flame.data.datasets._published import Published, expected, image, images_in, sums_of
+
+COMMIT = "0047054b243992f0fad63d6f64f7544862daf846"
+IMAGES = "http://images.cocodataset.org/zips/val2017.zip"
+
+CARD = Card(
+    title="SugarCrepe",
+    source=f"data/*.json of RAIVNLab/sugar-crepe at {COMMIT[:7]}, and {IMAGES}; no checksum is "
+    "published, the manifest tells those of what came",
+    licence="MIT (captions); of the images: not verified",
+    splits={
+        "add_att": 692,
+        "add_obj": 2_062,
+        "replace_att": 788,
+        "replace_obj": 1_652,
+        "replace_rel": 1_406,
+        "swap_att": 666,
+        "swap_obj": 245,
+    },
+    texts="1 true caption of an image (`positive`) and 1 false one (`negative`)",
+    notes="7,511 entries on images of COCO val2017, of which several are on one image: each has "
+    "the image once more. A true caption has to score higher; a tie counts as right, as in "
+    "CLIP_benchmark, and not as in SugarCrepe's own code.",
+    used_in="Table C3",
+)
+
+
+class Options(Published):
+    """Which entries of SugarCrepe."""
+
+    split: Literal[
+        "add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"
+    ] = "add_att"
+    """Kind of the edit."""
+    data: str = f"https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/{COMMIT}/data"
+    """Address of the folder of the captions."""
+    images: str = IMAGES
+    """Address of the images."""
+    images_sha256: str | None = None
+
+
+def size(options: Options) -> int:
+    """Number of entries, each with an image."""
+    return expected(CARD, options)
+
+
+def classes(root: Path, options: Options) -> dict[str, list[str]]:
+    """None: the images have no labels."""
+    return {}
+
+
+def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
+    """Entries in the order of their file; their numbers in it may have gaps.
+
+    Args:
+        root: folder in which what is fetched is kept; the same for every edit.
+        options: which entries.
+        seed: unused, nothing is drawn.
+
+    Raises:
+        ValueError: an entry has no image.
+    """
+    entries = fetch.archive(_address(options), root)
+    archive = fetch.archive(options.images, root, options.images_sha256)
+    folder = fetch.extract(archive, root / "images")
+    images = images_in(folder)
+    for number, entry in islice(json.loads(entries.read_text("utf-8")).items(), options.limit):
+        captions = {"positive": [entry["caption"]], "negative": [entry["negative_caption"]]}
+        encoded = image(images, entry["filename"], folder)
+        yield Sample(f"{options.split}-{number}", encoded, captions)
+
+
+def report(root: Path, options: Options) -> dict[str, Any]:
+    """What the manifest tells besides: the checksums of what was fetched."""
+    return sums_of(root, _address(options), options.images)
+
+
+def _address(options: Options) -> str:
+    return f"{options.data}/{options.split}.json"

@@ -1,0 +1,101 @@
+"""Winoground: two images and two captions of the same words in another order."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from flame.data import fetch
+from flame.data.datasets import Card, Sample
+from flame.data.datasets._published import (
+    OnHub,
+    commit_of,
+    expected,
+    files_of,
+    image,
+    images_in,
+    lines_of,
+)
+
+EXAMPLES, IMAGES = "data/examples.jsonl", "data/images.zip"
+
+CARD = Card(
+    title="Winoground",
+    source=f"hub: facebook/winoground ({EXAMPLES} and {IMAGES}, or Parquet files)",
+    licence="for research only; images by Getty Images",
+    splits={"test": 800},
+    texts="1 caption of an image (`positive`)",
+    needs="HF_TOKEN of an account that accepted the conditions of the hub's facebook/winoground",
+    notes="400 groups of two images, with keys `<id>-0` and `<id>-1`; an odd `limit` leaves a "
+    "group of one, which takes no part. A group counts as in CLIP_benchmark: of equal scores the "
+    "first is the larger. The paper's Image, Text and Both are image score, text score and group "
+    "score.",
+    used_in="Table C3",
+)
+
+
+class Options(OnHub):
+    """Which images of Winoground."""
+
+    id: str = "facebook/winoground"
+    split: Literal["test"] = "test"
+
+
+def size(options: Options) -> int:
+    """Number of images, two a group."""
+    return expected(CARD, options)
+
+
+def classes(root: Path, options: Options) -> dict[str, list[str]]:
+    """None: the images have no labels."""
+    return {}
+
+
+def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
+    """Images group by group.
+
+    Args:
+        root: folder in which what is fetched is kept.
+        options: which images.
+        seed: unused, nothing is drawn.
+
+    Raises:
+        ValueError: nobody was let in, or a caption has no image.
+    """
+    names = fetch.hub_files(options.id, options.revision, root / "hub")
+    tables = sorted(name for name in names if name.endswith(".parquet"))
+    groups = _of_tables(root, options, tables) if tables else _of_archive(root, options)
+    samples = (
+        Sample(f"{group['id']}-{n}", group[f"image_{n}"], {"positive": [group[f"caption_{n}"]]})
+        for group in groups
+        for n in (0, 1)
+    )
+    yield from islice(samples, options.limit)
+
+
+def report(root: Path, options: Options) -> dict[str, Any]:
+    """What the manifest tells besides: which commit it was."""
+    return commit_of(root)
+
+
+def _of_tables(root: Path, options: Options, tables: list[str]) -> Iterator[dict[str, Any]]:
+    """Groups of Parquet files, with encoded images in them."""
+    folder = files_of(options, root, *tables)
+    for name in tables:
+        for row in pl.read_parquet(folder / name).iter_rows(named=True):
+            yield row | {place: row[place]["bytes"] for place in ("image_0", "image_1")}
+
+
+def _of_archive(root: Path, options: Options) -> Iterator[dict[str, Any]]:
+    """Groups of a file of JSON lines, which names images in a zip without their extension."""
+    folder = files_of(options, root, EXAMPLES, IMAGES)
+    unpacked = fetch.extract(folder / IMAGES, root / "images")
+    images = images_in(unpacked)
+    whole = {Path(name).stem: name for name in images}
+    for group in lines_of(folder / EXAMPLES):
+        for place in ("image_0", "image_1"):
+            name = whole.get(Path(group[place]).stem, group[place])
+            group[place] = image(images, name, unpacked)
+        yield group

@@ -1,0 +1,120 @@
+"""Samples -> WebDataset tar shards with an index by byte offset and a table of captions."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import google_crc32c
+import polars as pl
+from PIL import Image
+
+from flame.data.datasets import Sample
+
+INDEX = {
+    "key": pl.String,
+    "shard": pl.Int32,
+    "offset": pl.Int64,
+    "size": pl.Int64,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    "label": pl.String,
+    "crc32c": pl.UInt32,
+}
+CAPTIONS = {"key": pl.String, "kind": pl.String, "text": pl.String, "flags": pl.String}
+EXTENSIONS = {"PNG": "png", "JPEG": "jpg"}
+RANGELESS = ("I", "F")  # modes of numbers of which nobody says what is black and what is white
+
+
+class ImageError(ValueError):
+    """An image that cannot be read."""
+
+
+def shard_path(root: Path, shard: int) -> Path:
+    """Where a data set keeps the tar of a number."""
+    return root / f"shard-{shard:05d}.tar"
+
+
+class ShardWriter:
+    """Writes one data set; the same samples give the same bytes.
+
+    Args:
+        root: folder of the data set; made if missing.
+        samples_per_shard: images in every shard but the last; held in memory until written.
+    """
+
+    def __init__(self, root: Path, samples_per_shard: int) -> None:
+        self.root = root
+        self.samples_per_shard = samples_per_shard
+        self._keys: set[str] = set()
+        self._pending: list[tuple[str, bytes]] = []
+        self._offsets: list[tuple[int, int]] = []
+        self._index: list[tuple[str, int, int, int, str | None, int]] = []
+        self._captions: list[tuple[str, str, str, str]] = []
+        self._num_shards = 0
+        root.mkdir(parents=True, exist_ok=True)
+
+    def add(self, sample: Sample) -> None:
+        """Append an image and its captions.
+
+        Raises:
+            ImageError: the image is no PNG or JPEG; nothing of it was kept, the next can follow.
+        """
+        if sample.key in self._keys or "." in sample.key or "/" in sample.key:
+            raise ValueError(f"key {sample.key!r} is taken already or holds '.' or '/'")
+        extension, width, height = _header(sample)
+        self._keys.add(sample.key)
+        self._pending.append((f"{sample.key}.{extension}", sample.image))
+        checksum = google_crc32c.value(sample.image)
+        self._index.append((sample.key, len(sample.image), width, height, sample.label, checksum))
+        self._captions += [
+            (sample.key, kind, text, "")
+            for kind, texts in sample.captions.items()
+            for text in texts
+        ]
+        if len(self._pending) == self.samples_per_shard:
+            self._write_shard()
+
+    def add_classes(self, classes: dict[str, list[str]]) -> None:
+        """Append class texts (label -> filled templates) as captions of the kind `class`."""
+        self._captions += [
+            (label, "class", text, "") for label, texts in classes.items() for text in texts
+        ]
+
+    def close(self) -> dict[str, int]:
+        """Write the last shard, `index.parquet` and `captions.parquet`.
+
+        Returns:
+            How many images, captions (class texts included) and shards there are.
+        """
+        if self._pending:
+            self._write_shard()
+        rows = [
+            (key, *place, *others)
+            for (key, *others), place in zip(self._index, self._offsets, strict=True)
+        ]
+        pl.DataFrame(rows, schema=INDEX, orient="row").write_parquet(self.root / "index.parquet")
+        captions = pl.DataFrame(self._captions, schema=CAPTIONS, orient="row")
+        captions.write_parquet(self.root / "captions.parquet")
+        return {"images": len(rows), "captions": len(captions), "shards": self._num_shards}
+
+    def _write_shard(self) -> None:
+        with tarfile.open(shard_path(self.root, self._num_shards), "w") as tar:
+            for name, data in self._pending:
+                # TarInfo's own defaults (time 0, user 0) keep the bytes the same from run to run.
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                # Counted from the end: a long name takes more than one block in front of the data.
+                blocks = -(-len(data) // tarfile.BLOCKSIZE)
+                self._offsets.append((self._num_shards, tar.offset - blocks * tarfile.BLOCKSIZE))
+        self._num_shards += 1
+        self._pending.clear()
+
+
+def _header(sample: Sample) -> tuple[str, int, int]:
+    """File extension, width and height in pixels (as stored, before any EXIF rotation)."""
+    try:
+        with Image.open(io.BytesIO(sample.image), formats=tuple(EXTENSIONS)) as image:
+            return EXTENSIONS[str(image.format)], image.width, image.height
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"image {sample.key!r} is no readable PNG or JPEG: {error}") from error

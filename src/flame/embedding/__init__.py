@@ -1,0 +1,1 @@
+"""Captions -> facet embeddings of a frozen LLM, on disk."""

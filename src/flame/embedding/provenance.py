@@ -1,0 +1,88 @@
+"""Whose text embeddings a tower was trained on: others of the same width are another space."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flame.embedding.store import Embeddings
+
+# Attributes of a store that decide in which space its vectors lie, whatever the captions.
+SPACE = (
+    "llm",
+    "checkpoint",
+    "layer",
+    "final_norm",
+    "positions",
+    "cleanup",
+    "max_caption_tokens",
+)
+
+
+def describe(
+    stores: Mapping[str, Embeddings], targets: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """What `check` needs to know of the stores of a training, as JSON.
+
+    Args:
+        stores: caption kind -> its embeddings.
+        targets: caption kind -> facets that are matched; of others nothing is said, so that a
+            change of them is no change of the run.
+
+    Raises:
+        ValueError: the kinds were not embedded alike.
+    """
+    first = next(iter(targets))
+    found: dict[str, Any] = {name: stores[first].attributes.get(name) for name in SPACE}
+    for kind in targets:
+        for name, value in found.items():
+            other = stores[kind].attributes.get(name)
+            if other != value:
+                raise ValueError(
+                    f"embeddings of {first} and of {kind} captions differ in {name}: "
+                    f"{json.dumps(value)} and {json.dumps(other)}"
+                )
+    found["prompts"] = {kind: _prompt(stores[kind], facets) for kind, facets in targets.items()}
+    return found
+
+
+def check(
+    trained: Mapping[str, Any], texts: Embeddings, facets: Sequence[str], center: str | None
+) -> None:
+    """Refuse texts that were embedded otherwise than those that a tower was trained on.
+
+    The prompt has to be that of the same kind in training, or, of a kind that was not trained on
+    (class names), that of the kind whose mean vectors are subtracted.
+
+    Args:
+        trained: what `describe` said.
+        texts: the embeddings to compare with the tower's features.
+        facets: those that are used.
+        center: the kind whose mean vectors are subtracted, if any.
+
+    Raises:
+        ValueError: naming what differs, with both values.
+    """
+    wanted = {name: trained[name] for name in SPACE}
+    found = {name: texts.attributes.get(name) for name in SPACE}
+    prompts = trained["prompts"]
+    like = prompts.get(texts.kind) or prompts.get(center)
+    if like:
+        common = [facet for facet in facets if facet in like["facets"]]
+        wanted |= _flat(like, common)
+        found |= _flat(_prompt(texts, common), common)
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ValueError(
+                f"the tower was trained on embeddings with {name} {json.dumps(value)}, those of "
+                f"the {texts.kind} captions have {json.dumps(found[name])}"
+            )
+
+
+def _prompt(texts: Embeddings, facets: Sequence[str]) -> dict[str, Any]:
+    attributes = texts.attributes
+    suffixes = {facet: attributes["facets"].get(facet) for facet in facets}
+    return {"prefix": attributes.get("prefix"), "facets": suffixes}
+
+
+def _flat(prompt: Mapping[str, Any], facets: Sequence[str]) -> dict[str, Any]:
+    return {"prefix": prompt["prefix"]} | {f"facet {f}": prompt["facets"].get(f) for f in facets}

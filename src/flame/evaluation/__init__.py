@@ -1,0 +1,1 @@
+"""A tower -> the answer to every query of a benchmark."""

@@ -1,0 +1,142 @@
+"""A trained FLAME on its own: images and texts -> vectors that can be compared.
+
+    import flame
+
+    model = flame.load("results/export/flame-7")
+    images, texts = model.encode_image([image]), model.encode_text(["a photo of a dog."])
+    print(images @ texts.T)
+
+Shapes: B images, T texts, D width of the LLM's hidden states.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from flame.data.images import square, to_rgb
+from flame.embedding.llm import FrozenLLM, cleaned
+from flame.evaluation.features import directions
+from flame.runtime.errors import known
+from flame.study.schema.llms import HubCheckpoint
+from flame.study.settings import ExportSettings
+from flame.towers import model
+
+RECORD = "export.json"
+LLM_FILES = ["*.safetensors", "*.json", "tokenizer*"]
+
+
+class Flame:
+    """Image tower, and the frozen LLM with the prompts that its texts were embedded with.
+
+    Attributes:
+        tower: image tower in evaluation mode.
+        settings: kinds of text and how each is read.
+        device: of the tower and of the LLM.
+    """
+
+    def __init__(self, folder: Path, device: str = "auto", llm: Path | None = None) -> None:
+        """Open an export.
+
+        Args:
+            folder: as `flame.export` wrote it.
+            device: a torch device; `auto` is the GPU if there is one.
+            llm: folder of the LLM, if it is already on this machine.
+
+        Raises:
+            ValueError: the folder is no export.
+        """
+        if not (folder / RECORD).is_file():
+            raise ValueError(f"{folder} is no export of FLAME: it has no {RECORD}")
+        self.settings = ExportSettings.model_validate_json((folder / RECORD).read_text())
+        has_gpu = torch.cuda.is_available()
+        self.device = torch.device(device if device != "auto" else "cuda" if has_gpu else "cpu")
+        tower, _ = model.load(folder)
+        self.tower: model.Tower = tower.to(self.device)
+        self._folder, self._llm_folder = folder, llm
+
+    @cached_property
+    def llm(self) -> FrozenLLM:
+        """The frozen LLM, fetched and loaded when the first text is read."""
+        settings, folder = self.settings, self._llm_folder or self._folder / "llm"
+        if not folder.is_dir():
+            assert isinstance(settings.checkpoint, HubCheckpoint)
+            place = snapshot_download(
+                settings.checkpoint.id,
+                revision=settings.checkpoint.revision,
+                allow_patterns=LLM_FILES,
+            )
+            folder = Path(place)
+        return FrozenLLM(
+            folder,
+            layer=settings.layer,
+            final_norm=settings.final_norm,
+            positions=settings.positions,
+            device=str(self.device),
+        )
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels (3, H, W) in [0, 1] of an image of any mode and size."""
+        pixels = square(to_rgb(image), self.tower.image_size, self.tower.resize)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Image features (B, D) float32, unit norm.
+
+        Args:
+            images: B images, or pixels (B, 3, H, W) in [0, 1] as `preprocess` gives them.
+        """
+        if not isinstance(images, Tensor):
+            images = torch.stack([self.preprocess(image) for image in images])
+        return normalize(self.tower.encode_image(images.to(self.device)).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str], kind: str = "short") -> Tensor:
+        """Text features (T, D) float32, unit norm, on the device of the tower.
+
+        Args:
+            texts: T texts of any language that the LLM reads.
+            kind: what they are, which decides the prompt that the LLM reads them with.
+
+        Raises:
+            ValueError: no such kind.
+        """
+        if kind not in self.settings.kinds:
+            raise ValueError(f"kind {known(kind, self.settings.kinds)}")
+        reading, texts = self.settings.kinds[kind], list(texts)
+        if self.settings.cleanup == "release":
+            texts = [*map(cleaned, texts)]
+        if self.settings.max_caption_tokens is not None:
+            texts, _ = self.llm.truncate(texts, self.settings.max_caption_tokens)
+        vectors = self.llm.embed(texts, reading.prefix, [*reading.facets.values()])
+        centers = self.tower.centers.get(reading.center, {}) if reading.center else {}
+        # As a store has them, so that the numbers are those of the benchmarks.
+        return directions(vectors.half(), [*reading.facets], centers).to(self.device)
+
+
+def load(
+    path: str | Path, *, revision: str | None = None, device: str = "auto", llm: Path | None = None
+) -> Flame:
+    """A trained FLAME.
+
+    Args:
+        path: folder of an export, or `owner/name` of a model of the hub.
+        revision: of the hub's model.
+        device: a torch device; `auto` is the GPU if there is one.
+        llm: folder of the LLM, if it is already on this machine.
+
+    Raises:
+        ValueError: there is no such folder, and it is no name of a model.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if str(path).count("/") != 1 or folder.is_absolute():
+            raise ValueError(f"{path} is neither a folder nor owner/name of a model of the hub")
+        folder = Path(snapshot_download(str(path), revision=revision))
+    return Flame(folder, device, llm)

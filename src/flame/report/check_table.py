@@ -1,0 +1,144 @@
+"""A filled table with a tolerance -> which measured numbers agree with the published ones."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+from flame.report.results import Estimate
+from flame.report.results_table import Cell, markdown_table, measured_on, metric_name
+from flame.study.schema.tables import Column, Row, Table
+from flame.study.settings import TableSettings
+
+HEAD = """\
+Measured in the *{study}* study, beside what others published of the same weights, in percent;
+`{file}` names the sources. In brackets, behind each benchmark, the data
+set that was measured for it. Of {total} numbers **{agrees} agree**, **{differs} differ** and
+{missing} were not measured.
+
+A number **agrees** if it is no further than {tolerance:g} points from the published one; else it
+**differs**, and the last column says where to look first. Under each measured number, in small
+print, its 95 % bootstrap interval over the queries. It has no part in the verdict: both numbers are
+of the same queries.
+"""
+# Where to look, by what else differs.
+DATA = "most baselines differ here: look at images and texts of the data set"
+TOWER = "most lines of this baseline differ: look at its weights, preprocessing and tokenizer"
+BOTH = (
+    "little else differs: look at how this baseline reads these texts (length, language, template)"
+)
+
+Word = Literal["agrees", "differs", "not measured"]
+
+
+class Check(NamedTuple):
+    """A measured number beside the published one."""
+
+    row: Row
+    column: Column
+    published: float
+    measured: Estimate | None
+    difference: float | None
+    """Points by which it was measured higher, rounded to the two decimals of published numbers."""
+    word: Word
+
+
+def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
+    """One line for each number."""
+    checks = _checked(cells, settings.table)
+    records = [
+        {
+            settings.table.row_header: check.row.label,
+            "benchmark": check.column.benchmark,
+            "metric": check.column.metric,
+            "data set": measured_on(check.column, settings),
+            "published": check.published,
+            "measured": check.measured and check.measured.value,
+            "95% low": check.measured and check.measured.low,
+            "95% high": check.measured and check.measured.high,
+            "difference": check.difference,
+            "verdict": check.word,
+            "look at": _look_at(check, checks),
+        }
+        for check in checks
+    ]
+    return pl.DataFrame(records, infer_schema_length=None).write_csv(float_precision=2)
+
+
+def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
+    """The same, to be read, with how many agree."""
+    table, checks = settings.table, _checked(cells, settings.table)
+    words = [check.word for check in checks]
+    head = HEAD.format(
+        study=settings.study,
+        file=table.reported.file,
+        total=len(words),
+        agrees=words.count("agrees"),
+        differs=words.count("differs"),
+        missing=words.count("not measured"),
+        tolerance=table.tolerance,
+    )
+    names = [
+        table.row_header,
+        "benchmark",
+        "metric",
+        "published",
+        "measured",
+        "difference",
+        "verdict",
+    ]
+    rule = ["---"] * 3 + ["---:"] * 3 + ["---"]
+    lines = [_line(check, _look_at(check, checks), settings) for check in checks]
+    return f"**{table.title}**\n\n{head}\n{markdown_table([names, rule, *lines])}"
+
+
+def _checked(cells: Sequence[Sequence[Cell]], table: Table) -> list[Check]:
+    return [
+        _check(row, column, cell, table)
+        for row, row_cells in zip(table.rows, cells, strict=True)
+        for column, cell in zip(table.columns, row_cells, strict=True)
+    ]
+
+
+def _check(row: Row, column: Column, cell: Cell, table: Table) -> Check:
+    name, measured = column.printed, cell.measured
+    assert table.tolerance is not None
+    if cell.paper is None:
+        what = f"{name.benchmark} {name.metric} of {row.label!r}"
+        raise ValueError(f"{table.reported.file}: no number to check {what} against")
+    if measured is None:
+        return Check(row, column, cell.paper, None, None, "not measured")
+    # What is shown is what is judged: no difference of 0.5000000000000142, and none of -0.00.
+    difference = round(measured.value - cell.paper, 2) + 0.0
+    word: Word = "agrees" if abs(difference) <= table.tolerance else "differs"
+    return Check(row, column, cell.paper, measured, difference, word)
+
+
+def _look_at(check: Check, checks: Sequence[Check]) -> str | None:
+    """Where the cause of a difference may be; None where there is none."""
+    if check.word != "differs":
+        return None
+    here = [c for c in checks if c.column.benchmark == check.column.benchmark]
+    if len({c.row.label for c in here if c.measured}) > 1 and _most_differ(here):
+        return DATA
+    if _most_differ(c for c in checks if c.row == check.row):
+        return TOWER
+    return BOTH
+
+
+def _most_differ(checks: Iterable[Check]) -> bool:
+    words = [check.word for check in checks if check.measured]
+    return words.count("differs") > len(words) / 2
+
+
+def _line(check: Check, look_at: str | None, settings: TableSettings) -> Sequence[str]:
+    benchmark = f"{check.column.benchmark} [{measured_on(check.column, settings)}]"
+    measured = difference = ""
+    if check.measured is not None:
+        ends = f"{check.measured.low:.1f}-{check.measured.high:.1f}"
+        measured = f"{check.measured.value:.2f}<br><sub>{ends}</sub>"
+        difference = f"{check.difference:+.2f}"
+    verdict = f"**differs**: {look_at}" if look_at else check.word
+    metric = metric_name(check.column.metric)
+    published = f"{check.published:.2f}"
+    return check.row.label, benchmark, metric, published, measured, difference, verdict

@@ -1,0 +1,168 @@
+"""What captioning, embedding and training take: tokens, FLOP, bytes. Formulas, nothing is run.
+
+Symbols: P tokens of the prefix (template and caption), S of a facet's suffix, K facets, L layers,
+D width. A FLOP is a multiplication or an addition.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flame.study.settings import FlameTraining, LongClipTraining, Training
+from flame.towers import model
+
+# Tokens of a caption with its template: DreamLIP's lengths in words, as published.
+PREFIX_TOKENS = {"raw": 19, "short": 29, "long": 153}
+OTHER_PREFIX_TOKENS = 19  # class texts, pairs of captions
+SUFFIX_TOKENS = 16
+CHARACTERS = {"raw": 80, "short": 110, "long": 600}
+CLIP_TOKENS = 77
+STATE_BYTES = 16  # a parameter in training: float32 weights, gradients and AdamW's two moments
+ACTIVATION_BYTES = 34  # a token, layer and unit of width in bfloat16 (arXiv 2205.05198, Section 4)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder that decide its cost.
+
+    Args:
+        layers: L.
+        width: D.
+        heads: query heads.
+        head_dim: width of a head.
+        key_heads: heads of keys and values.
+        hidden: width of the gated MLP.
+        vocabulary: tokens.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    head_dim: int
+    key_heads: int
+    hidden: int
+    vocabulary: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer, without its norms."""
+        attention = self.width * self.head_dim * 2 * (self.heads + self.key_heads)
+        return attention + 3 * self.width * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, with embedding and head."""
+        return self.layers * self.layer_parameters + 2 * self.vocabulary * self.width
+
+
+# From the models' own configurations; for LLMs that are not downloaded yet.
+SHAPES = {
+    "mistralai/Mistral-Nemo-Instruct-2407": Shape(40, 5120, 32, 128, 8, 14336, 131072),
+    "mistralai/Mistral-7B-Instruct-v0.3": Shape(32, 4096, 32, 128, 8, 14336, 32768),
+    "meta-llama/Llama-3.1-8B-Instruct": Shape(32, 4096, 32, 128, 8, 14336, 128256),
+}
+
+
+def shape_of(folder: Path) -> Shape | None:
+    """Sizes of an LLM that was downloaded; nothing if it was not."""
+    if not (folder / "config.json").exists():
+        return None
+    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    return Shape(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        key_heads=config.get("num_key_value_heads") or heads,
+        hidden=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+    )
+
+
+def embedding_flop(shape: Shape, prefix: int, suffix: int, facets: int, *, passes: bool) -> float:
+    """FLOP of embedding one caption under K facets.
+
+    Args:
+        shape: of the LLM.
+        prefix: P.
+        suffix: S.
+        facets: K.
+        passes: one pass for each facet, instead of one in which they share the prefix.
+    """
+    per_token = 2 * shape.layers * shape.layer_parameters
+    per_pair = 4 * shape.layers * shape.heads * shape.head_dim
+    if passes:
+        tokens = prefix + suffix
+        return facets * (per_token * tokens + per_pair * tokens * (tokens + 1) / 2)
+    own = suffix * prefix + suffix * (suffix + 1) / 2
+    pairs = prefix * (prefix + 1) / 2 + facets * own
+    return per_token * (prefix + facets * suffix) + per_pair * pairs
+
+
+def store_bytes(rows: int, facets: int, width: int) -> dict[str, int]:
+    """Bytes of a store of K facets in every storage, checksums of the vectors included."""
+    values, checksums = rows * facets * width, 4 * rows * facets
+    sizes = {
+        "float16": 2 * values,
+        "fp8": values + 2 * rows * facets,
+        "int8": values + 4 * facets * width,
+    }
+    return {name: size + checksums for name, size in sizes.items()}
+
+
+@dataclass(frozen=True)
+class TowerCost:
+    """What training a tower takes.
+
+    Args:
+        forward: FLOP of one image (and its texts, where they are encoded) forwards.
+        parameters: that are trained.
+        activations: bytes an image that are kept for the backward pass.
+    """
+
+    forward: float
+    parameters: int
+    activations: float
+
+
+def tower_cost(settings: Training, dim: int) -> TowerCost:
+    """Cost of a tower, counted on a tower without memory.
+
+    Args:
+        settings: the training.
+        dim: D of the LLM; for CLIP unused.
+    """
+    size = settings.backbone.image_size
+    with torch.device("meta"):
+        tower = model.create(settings, dim)
+        images = torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower.encode_image(images)
+    parameters = sum(p.numel() for p in tower.parameters())
+    tokens, width, layers = _tokens(tower.visual, size)
+    forward = float(counter.get_total_flops())
+    activations = ACTIVATION_BYTES * tokens * width * layers
+    if not isinstance(settings, FlameTraining):
+        lengths: tuple[int, ...] = (CLIP_TOKENS,)
+        if isinstance(settings, LongClipTraining):  # encodes a long and a short caption
+            lengths = (settings.context_length, settings.context_length)
+        text = settings.text_tower
+        weights = 12 * text.layers * text.width**2
+        pairs = 4 * text.layers * text.width
+        forward += sum(2 * weights * n + pairs * n * n for n in lengths)
+        activations += sum(ACTIVATION_BYTES * n * text.width * text.layers for n in lengths)
+    return TowerCost(forward, parameters, activations)
+
+
+def _tokens(visual: Any, size: int) -> tuple[int, int, int]:
+    """Tokens, width and layers of a ViT; of another backbone what a ViT of its width would have."""
+    if hasattr(visual, "patch_embed") and hasattr(visual, "blocks"):
+        patches = visual.patch_embed.num_patches + visual.num_prefix_tokens
+        return patches, visual.embed_dim, len(visual.blocks)
+    return (size // 16) ** 2, visual.num_features, 12

@@ -1,0 +1,125 @@
+"""Queries and the image that each run returns for them, right or wrong (Figure D2)."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flame.data.images import ImageReader
+from flame.report.figures import GREY, PALETTE, canvas, dataset_folder, training_file
+from flame.runtime.checksums import verified
+from flame.study.schema.figures import ExamplesFigure
+from flame.study.settings import FigureSettings
+
+METRIC = "t2i_r@1"
+RIGHT, WRONG = PALETTE[2], PALETTE[3]
+INCHES = 1.7  # of a row, and so of an image
+LETTERS = 52  # of a line of text
+LINES = 9
+
+
+def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+    """One row a query: its text, the image of every run in a frame, the image it belongs to.
+
+    The queries stand at even distances in the benchmark, whoever is right on them.
+
+    Args:
+        inputs: Parquet of every run's training, and the folder of the data set.
+        settings: of an `ExamplesFigure`.
+
+    Raises:
+        ValueError: inputs that do not belong together.
+    """
+    chosen = settings.figure
+    assert isinstance(chosen, ExamplesFigure)
+    reader = ImageReader(dataset_folder(inputs, settings.datasets[chosen.benchmark]))
+    answers = {
+        label: _answers(training_file(inputs, settings.runs[run][0]), chosen.benchmark)
+        for label, run in chosen.runs.items()
+    }
+    first = next(iter(answers.values()))
+    texts = query_texts(reader.root / "captions.parquet", first)
+    shown = evenly(len(first), chosen.queries)
+    note = (
+        f"{len(shown)} of {len(first)} texts, at even distances, and the image that each run"
+        " returns:\nwith a tick in green if it is the described one, else with a cross in red."
+    )
+    columns = len(answers) + 2
+    width = 4.2 + INCHES * (columns - 1)
+    figure = canvas(width, INCHES * len(shown) + 1.5, settings, note)
+    ratios = [4.2 / INCHES, *[1] * (columns - 1)]
+    grid = figure.subplots(len(shown), columns, squeeze=False, width_ratios=ratios)
+    rows = {key: row for row, key in enumerate(reader.keys)}
+    for line, query in zip(grid, shown, strict=True):
+        _text(line[0], texts[query])
+        for axes, table in zip(line[1:], answers.values(), strict=False):
+            best, hit = table["best"][query], table["hit"][query]
+            _image(axes, reader, rows[best], *((RIGHT, "\u2713") if hit else (WRONG, "\u2717")))
+        _image(line[-1], reader, rows[first["key"][query]], GREY, "")
+    heads = [f"{n}\nR@1 {100 * float(t['hit'].mean()):.1f} %" for n, t in answers.items()]  # type: ignore[arg-type]
+    for axes, head in zip(grid[0][1:], [*heads, "described\nimage"], strict=True):
+        axes.set_title(head, parse_math=False)
+    return figure
+
+
+def evenly(total: int, wanted: int) -> list[int]:
+    """Numbers of queries at even distances: the middles of `wanted` equal parts of `total`."""
+    parts = min(total, wanted)
+    return [(2 * i + 1) * total // (2 * parts) for i in range(parts)]
+
+
+def query_texts(captions: Path, answers: pl.DataFrame) -> list[str]:
+    """Text of every query: row n of the captions of the kind that was asked.
+
+    Args:
+        captions: table of the data set's captions.
+        answers: queries in order, with the key of the image of each.
+
+    Raises:
+        ValueError: the keys fit no kind, or several.
+    """
+    table = pl.read_parquet(verified(captions))
+    kinds = {str(kind): rows for (kind,), rows in table.group_by("kind", maintain_order=True)}
+    fitting = [name for name, rows in kinds.items() if rows["key"].equals(answers["key"])]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{captions}: the queries fit the captions of {len(fitting)} kinds, not of one"
+            f" ({', '.join(fitting or kinds)})"
+        )
+    return kinds[fitting[0]]["text"].to_list()
+
+
+def _answers(file: Path, benchmark: str) -> pl.DataFrame:
+    """Queries of one training, in order."""
+    table = pl.read_parquet(file).filter(benchmark=benchmark, metric=METRIC)
+    if table.is_empty():
+        raise ValueError(f"{file}: no {METRIC!r} of benchmark {benchmark!r}")
+    return table.sort("query")
+
+
+def _text(axes: Axes, text: str) -> None:
+    lines = textwrap.wrap(text, LETTERS, max_lines=LINES, placeholder=" ...")
+    axes.text(0, 0.5, "\n".join(lines), va="center", fontsize=10, parse_math=False)
+    axes.set_axis_off()
+
+
+def _image(axes: Axes, reader: ImageReader, row: int, colour: object, mark: str) -> None:
+    axes.imshow(reader.read(row))
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=4 if mark else 1.5)
+    if mark:
+        axes.text(
+            0.92,
+            0.9,
+            mark,
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color="white",
+            fontweight="bold",
+            bbox={"boxstyle": "circle,pad=0.15", "color": colour},
+        )

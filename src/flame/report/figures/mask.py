@@ -1,0 +1,127 @@
+"""The facet-decoupled attention mask over real tokens (Figure 3).
+
+Shapes: P tokens of the shared prefix, L tokens of prefix and facets together.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from transformers import AutoTokenizer
+
+from flame.embedding.llm import facet_mask
+from flame.report.figures import GREY, PALETTE, canvas
+from flame.study.schema.figures import MaskFigure
+from flame.study.settings import FigureSettings
+
+INCHES = 0.17  # of one token
+NOTE = (
+    "The token of a row attends to those of the coloured columns; the hidden states of the bold"
+    " ones are the embeddings.\nBelow: position ids, which restart after the prefix in every facet."
+)
+
+
+class Tokens(NamedTuple):
+    """Tokens of one caption as they are laid out for one pass."""
+
+    prefix: list[int]
+    facets: list[list[int]]
+
+
+def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+    """The mask, with its tokens on both axes.
+
+    Args:
+        inputs: folder of the LLM; only its tokenizer is read.
+        settings: of a `MaskFigure`, with its prefix and facets.
+    """
+    chosen = settings.figure
+    assert isinstance(chosen, MaskFigure)
+    assert settings.prefix is not None
+    tokenizer = AutoTokenizer.from_pretrained(inputs[0])
+    before, after = settings.prefix
+    suffixes = list(settings.facets.values())
+    tokens = tokenize(tokenizer, before + chosen.caption + after, after, suffixes)
+    flat = [*tokens.prefix, *chain(*tokens.facets)]
+    side = INCHES * len(flat)
+    figure = canvas(side + 2.2, side + 2.8, settings, NOTE)
+    axes = figure.subplots()
+    _cells(axes, tokens)
+    words = [str(tokenizer.decode([token])).strip() or "\u2423" for token in flat]
+    _label(axes, tokens, words)
+    names = ["shared prefix", *(name.replace("_", " ") for name in settings.facets)]
+    handles = [Patch(color=c, label=n) for c, n in zip(_colours(tokens), names, strict=True)]
+    axes.legend(handles=handles, loc="upper right", frameon=False, fontsize="large")
+    return figure
+
+
+def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -> Tokens:
+    """Tokens of a prefix and of the facets' suffixes, laid out as `FrozenLLM` does it.
+
+    Args:
+        tokenizer: of the LLM.
+        prefix: text of the whole prefix, caption included.
+        after: its end, what stands between caption and suffix.
+        suffixes: the facet endings.
+    """
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    bos = [token for token in tokenizer("").input_ids if token == tokenizer.bos_token_id]
+    # A suffix is cut from a longer text: some tokenizers put a space before every text.
+    return Tokens(bos + ids(prefix), [ids(after + s)[len(ids(after)) :] for s in suffixes])
+
+
+def blocks(tokens: Tokens) -> np.ndarray:
+    """(L, L) int: -1 where masked, else 0 for a key in the prefix, k for one in facet k."""
+    lengths = [len(facet) for facet in tokens.facets]
+    owner = np.repeat(range(len(lengths) + 1), [len(tokens.prefix), *lengths])
+    return np.where(facet_mask(len(tokens.prefix), lengths).numpy(), owner, -1)
+
+
+def positions(tokens: Tokens) -> list[int]:
+    """(L,) position ids: those of every facet go on from the prefix."""
+    start = len(tokens.prefix)
+    return [*range(start), *chain(*(range(start, start + len(f)) for f in tokens.facets))]
+
+
+def _colours(tokens: Tokens) -> list[Any]:
+    facets = [PALETTE[i % 7] for i in range(len(tokens.facets))]
+    return ["0.6", *facets]
+
+
+def _cells(axes: Axes, tokens: Tokens) -> None:
+    matrix = blocks(tokens)
+    colours = ListedColormap(["white", *_colours(tokens)])
+    axes.imshow(matrix, cmap=colours, vmin=-1, vmax=len(tokens.facets), interpolation="none")
+    edges = np.cumsum([len(tokens.prefix), *map(len, tokens.facets)])
+    for edge in edges[:-1] - 0.5:
+        axes.axhline(edge, color=GREY, linewidth=0.8)
+        axes.axvline(edge, color=GREY, linewidth=0.8)
+    inner = np.arange(len(matrix) + 1) - 0.5
+    axes.set_xticks(inner, minor=True)
+    axes.set_yticks(inner, minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+
+
+def _label(axes: Axes, tokens: Tokens, words: Sequence[str]) -> None:
+    places = range(len(words))
+    text: Any = {"fontsize": 10, "parse_math": False}
+    axes.set_yticks(places, words, **text)
+    axes.set_xticks(places, map(str, positions(tokens)), rotation=90, fontsize=9)
+    axes.set_xlabel("position id of the token")
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(places, words, rotation=90, **text)
+    top.tick_params(length=0)
+    top.spines["top"].set_visible(False)
+    answers = np.cumsum([len(facet) for facet in tokens.facets]) + len(tokens.prefix) - 1
+    for answer in answers:
+        axes.get_yticklabels()[answer].set_fontweight("bold")

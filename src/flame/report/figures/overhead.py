@@ -1,0 +1,101 @@
+"""Time of embedding and of training against the alternatives (Figure 5)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from flame.report.figures import GREY, PALETTE, canvas
+from flame.study.settings import FigureSettings
+
+# Ways as the stage names them -> what they are; the last of each is what this workflow does.
+EMBEDDING = {
+    "separate": "a pass for every prompt",
+    "one_pass": "one pass, mask only",
+    "everything": "one pass, as here",
+}
+TRAINING = {
+    "online": "FLAME, LLM in every step",
+    "clip": "CLIP with its text tower",
+    "flame": "FLAME, stored embeddings",
+}
+HATCHES = ("", "//", "xx")  # told apart where a print has no colours
+WIDEST = 12  # ratio beyond which an axis is logarithmic
+
+
+def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+    """Bars of time relative to what this workflow does: of embedding, and of a training step.
+
+    Args:
+        inputs: JSON of the overhead stage.
+        settings: of an `OverheadFigure`.
+    """
+    measured = json.loads(inputs[0].read_text())
+    rounds = len(measured["seconds"]["flame"])
+    note = (
+        f"Time relative to the lowest bar: median of {rounds} rounds in turn, in brackets the"
+        f" smallest and the largest.\n{measured['device']}; {measured['captions']} captions,"
+        f" {measured['steps']['flame']} steps a round."
+    )
+    figure = canvas(11, 3.6, settings, note)
+    left, right = figure.subplots(1, 2)
+    left.set_title("embedding a long caption")
+    _bars(left, measured["seconds"], EMBEDDING)
+    right.set_title("a step of training")
+    _bars(right, measured["seconds"], TRAINING)
+    return figure
+
+
+def relative(
+    seconds: Mapping[str, Sequence[float]], ways: Mapping[str, str]
+) -> dict[str, tuple[float, float, float]]:
+    """Median, smallest and largest ratio of the rounds, of every way to the last one."""
+    base = seconds[[*ways][-1]]
+    found = {}
+    for name in ways:
+        each = [a / b for a, b in zip(seconds[name], base, strict=True)]
+        found[name] = median(each), min(each), max(each)
+    return found
+
+
+def _bars(axes: Axes, seconds: Mapping[str, Sequence[float]], ways: Mapping[str, str]) -> None:
+    ratios = relative(seconds, ways)
+    highest = max(high for _, _, high in ratios.values())
+    wide = highest > WIDEST
+    for i, (value, low, high) in enumerate(ratios.values()):
+        last = i == len(ratios) - 1
+        axes.barh(
+            i,
+            value - wide,  # on a logarithmic axis a bar begins at 1
+            left=int(wide),
+            height=0.62,
+            color=PALETTE[0] if last else PALETTE[1 + i],
+            hatch=HATCHES[i],
+            edgecolor="white",
+            xerr=None if last else [[value - low], [high - value]],
+            error_kw={"ecolor": GREY, "capsize": 4, "linewidth": 1.5},
+        )
+        label = f"{value:.3g}x ({low:.3g}-{high:.3g})"
+        if last:
+            unit = median(seconds[[*ways][-1]])
+            label = f"1 = {unit:.3g} s" if unit >= 1 else f"1 = {1000 * unit:.3g} ms"
+        axes.annotate(
+            label, (high, i), xytext=(8, 0), textcoords="offset points", va="center", fontsize=11
+        )
+    if wide:
+        axes.set_xscale("log")
+        axes.axvline(1, color=GREY, linewidth=1)
+        axes.set_xlim(0.6 * min(low for _, low, _ in ratios.values()), highest**2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.tick_params(which="minor", bottom=False)
+    else:
+        axes.set_xlim(0, 1.7 * highest)
+    axes.set_yticks(range(len(ways)), list(ways.values()))
+    axes.set_xlabel("relative time" + (", logarithmic" if wide else ""))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)

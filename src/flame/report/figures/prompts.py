@@ -1,0 +1,80 @@
+"""Metrics against the number of prompts, with every draw of the prompts (Table 6 as curves)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from textwrap import wrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flame.report.figures import GREY, PALETTE, canvas, metric_name, read
+from flame.report.results import Estimate
+from flame.study.schema.figures import PromptsFigure
+from flame.study.schema.tables import Column
+from flame.study.settings import FigureSettings
+
+SPREAD = 0.22  # prompts between two draws, so that their intervals do not cover each other
+WIDTH = 22  # letters of a title's line: panels stand side by side
+NOTE = (
+    "Circle: one draw of the prompts, with its 95 % interval over the queries. Line: mean of the"
+    " draws. In brackets: the data set that was measured."
+)
+
+
+def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+    """One panel a column; x is the number of prompts, y the metric in percent.
+
+    Args:
+        inputs: JSON and Parquet files of the evaluate stage.
+        settings: of a `PromptsFigure`.
+    """
+    chosen = settings.figure
+    assert isinstance(chosen, PromptsFigure)
+    results = read(inputs, settings)
+    rows = -(-len(chosen.columns) // 4)
+    width = -(-len(chosen.columns) // rows)
+    figure = canvas(max(2.9 * width, 6), 2.8 * rows + 1, settings, NOTE)
+    grid = figure.subplots(rows, width, squeeze=False).flat
+    for axes in grid[len(chosen.columns) :]:
+        axes.remove()
+    for axes, column in zip(grid, chosen.columns, strict=False):
+        drawn = {
+            number: [results.rate(run, column.measures) for run in runs]
+            for number, runs in sorted(chosen.runs.items())
+        }
+        _panel(axes, drawn)
+        axes.set_title(_title(column, settings), parse_math=False)
+    lowest = grid[len(chosen.columns) - width : len(chosen.columns)]
+    for axes in lowest:
+        axes.set_xlabel("number of prompts")
+    return figure
+
+
+def _panel(axes: Axes, drawn: dict[int, list[Estimate]]) -> None:
+    means = [fmean(e.value for e in estimates) for estimates in drawn.values()]
+    axes.plot([*drawn], means, marker="D", markersize=4, color=PALETTE[0], linewidth=2)
+    for number, estimates in drawn.items():
+        for place, estimate in enumerate(estimates):
+            axes.errorbar(
+                number + SPREAD * (place - (len(estimates) - 1) / 2),
+                estimate.value,
+                [[estimate.value - estimate.low], [estimate.high - estimate.value]],
+                fmt="o",
+                markersize=5,
+                markerfacecolor="white",
+                color=GREY,
+                linewidth=1,
+                zorder=3,
+            )
+    axes.set_xticks([*drawn])
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(column: Column, settings: FigureSettings) -> str:
+    """Benchmark, what stands in for it, metric."""
+    sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
+    measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"
+    lines = [*wrap(column.benchmark, WIDTH), *wrap(f"[{measured}]", WIDTH)]
+    return "\n".join([*lines, f"{metric_name(column.metric)}, %"])

@@ -1,0 +1,78 @@
+"""Words that the patches of an image map to, on the image (Figure C1)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from flame.data.images import ImageReader
+from flame.report.figures import canvas, dataset_folder, training_file
+from flame.runtime.errors import known
+from flame.study.schema.figures import WordsFigure
+from flame.study.settings import FigureSettings
+
+INCHES = 2.9  # of an image
+COLUMNS = 4
+LARGEST = 13  # points of a letter
+SHARE = 0.7  # of its height that a bold letter is wide
+VEIL = 0.5  # of white over the image, under the words
+NOTE = (
+    "At each place the LLM's most probable token for the feature there; the fainter, the less"
+    " probable it is beside the others of its image. Under each image its class."
+)
+
+
+def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+    """Images with a grid of words over them.
+
+    Args:
+        inputs: words of the fewshot stage, and the folder of the data set.
+        settings: of a `WordsFigure`.
+    """
+    chosen = settings.figure
+    assert isinstance(chosen, WordsFigure)
+    folder = dataset_folder(inputs, settings.datasets[chosen.benchmark])
+    reader = ImageReader(folder)
+    rows = {key: row for row, key in enumerate(reader.keys)}
+    pictures = json.loads(training_file(inputs, settings.runs[chosen.run][0]).read_text())
+    columns = min(COLUMNS, len(pictures))
+    lines = -(-len(pictures) // columns)
+    figure = canvas(max(INCHES * columns, 6), (INCHES + 0.3) * lines + 0.9, settings, NOTE)
+    grid = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in grid[len(pictures) :]:
+        axes.remove()
+    for axes, picture in zip(grid, pictures, strict=False):
+        if picture["key"] not in rows:
+            raise ValueError(f"{folder} has no image {known(picture['key'], rows)}")
+        axes.imshow(reader.read(rows[picture["key"]]), interpolation="nearest", extent=(0, 1, 1, 0))
+        axes.imshow([[1.0]], cmap="gray", vmin=0, vmax=1, alpha=VEIL, extent=(0, 1, 1, 0))
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(picture["label"], parse_math=False)
+        _words(axes, picture)
+    return figure
+
+
+def _words(axes: Axes, picture: Mapping[str, Any]) -> None:
+    """Every word in the middle of its place, as large as the place allows."""
+    best = max(max(line) for line in picture["probabilities"])
+    side = len(picture["words"])
+    pairs = zip(picture["words"], picture["probabilities"], strict=True)
+    for y, (words, probabilities) in enumerate(pairs):
+        for x, (word, probability) in enumerate(zip(words, probabilities, strict=True)):
+            fitting = 72 * 0.9 * INCHES / side / (SHARE * max(len(word), 1))
+            axes.text(
+                (x + 0.5) / side,
+                (y + 0.5) / side,
+                word,
+                ha="center",
+                va="center",
+                fontsize=min(LARGEST, fitting),
+                fontweight="bold",
+                alpha=0.35 + 0.65 * probability / best,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                parse_math=False,
+            )

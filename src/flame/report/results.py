@@ -1,0 +1,165 @@
+"""Answers of evaluated trainings -> values of runs, and differences between them, in percent."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from flame.evaluation.bootstrap import mean_interval
+from flame.runtime.checksums import read_json
+from flame.runtime.errors import known
+from flame.study.schema.benchmarks import Bootstrap
+from flame.study.schema.tables import Measure
+
+
+class Queries(NamedTuple):
+    """One metric of one benchmark, query by query."""
+
+    keys: tuple[str, ...]
+    values: NDArray[np.floating]
+    """(queries,), each in [0, 1]: its mean is the metric."""
+
+
+class Estimate(NamedTuple):
+    """A value or a difference, in percent or points."""
+
+    value: float
+    low: float
+    high: float
+    """Ends of the 95 % bootstrap interval over the queries."""
+    std: float | None = None
+    """Sample standard deviation over the trainings; None of a single one."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of some runs, each trained once or several times."""
+
+    answers: Mapping[tuple[str, str, str], Queries]
+    """(training, benchmark, metric) -> queries."""
+    runs: Mapping[str, tuple[str, ...]]
+    """Run -> its trainings, one a seed."""
+    bootstrap: Bootstrap
+
+    def rate(self, run: str, measures: Sequence[Measure]) -> Estimate:
+        """Unweighted mean of some measures, and over the trainings of the run."""
+        each = [self._mean((training,), measures) for training in self._trainings(run)]
+        return self._estimate(measures, each)
+
+    def difference(self, better: str, worse: str, measures: Sequence[Measure]) -> Estimate:
+        """How far a run is above another, query by query: the same ones are drawn for both.
+
+        Where both were trained as often, `std` is that over the pairs of trainings.
+
+        Raises:
+            ValueError: the two were not asked the same queries.
+        """
+        sides = self._trainings(better), self._trainings(worse)
+        pairs: list[tuple[tuple[str, ...], tuple[str, ...]]] = [sides]
+        if len(sides[0]) == len(sides[1]):
+            pairs = [((a,), (b,)) for a, b in zip(*sides, strict=True)]
+        each = []
+        for one, other in pairs:
+            both = zip(self._mean(one, measures), self._mean(other, measures), strict=True)
+            each.append([_minus(a, b, (better, worse)) for a, b in both])
+        return self._estimate(measures, each)
+
+    def _trainings(self, run: str) -> tuple[str, ...]:
+        if run not in self.runs:
+            raise ValueError(f"no trainings of run {known(run, self.runs)}")
+        return self.runs[run]
+
+    def _queries(self, training: str, measure: Measure) -> Queries:
+        key = training, measure.benchmark, measure.metric
+        if key in self.answers:
+            return self.answers[key]
+        asked = [(t, b) for t, b, _ in self.answers]
+        if key[:2] not in asked:
+            what = known(key[:2], dict.fromkeys(asked))
+            raise ValueError(f"no metrics of run and benchmark {what}")
+        metrics = [m for t, b, m in self.answers if (t, b) == key[:2]]
+        raise ValueError(f"benchmark {key[1]!r} has no metric {known(key[2], metrics)}")
+
+    def _mean(self, trainings: Sequence[str], measures: Sequence[Measure]) -> list[Queries]:
+        """Mean over trainings, query by query, of each measure."""
+        return [_mean([self._queries(t, measure) for t in trainings]) for measure in measures]
+
+    def _estimate(self, measures: Sequence[Measure], each: Sequence[Sequence[Queries]]) -> Estimate:
+        """Estimate from the queries of every training and, within it, every measure."""
+        totals = [fmean(float(queries.values.mean()) for queries in one) for one in each]
+        together = defaultdict(list)
+        for measure, trainings in zip(measures, zip(*each, strict=True), strict=True):
+            queries = _mean(trainings)
+            together[measure.benchmark, queries.keys].append(queries.values)
+        groups = [np.stack(group) for group in together.values()]
+        low, high = mean_interval(groups, **self.bootstrap.model_dump())
+        std = 100 * stdev(totals) if len(totals) > 1 else None
+        return Estimate(100 * fmean(totals), 100 * low, 100 * high, std)
+
+
+def read(
+    metrics: Iterable[Path],
+    hits: Iterable[Path],
+    runs: Mapping[str, tuple[str, ...]],
+    bootstrap: Bootstrap,
+) -> Results:
+    """Results from what `evaluate` and `fewshot` wrote.
+
+    Args:
+        metrics: JSON files.
+        hits: the Parquet file beside each of them, in any order.
+        runs: run -> its trainings.
+        bootstrap: of every interval.
+
+    Raises:
+        ValueError: a file lacks its other half, or the two do not tell the same.
+    """
+    tables = {path.with_suffix(""): path for path in hits}
+    answers: dict[tuple[str, str, str], Queries] = {}
+    for path in metrics:
+        if path.with_suffix("") not in tables:
+            raise ValueError(
+                f"{path}: no Parquet file beside it; given: {known(path, tables.values())}"
+            )
+        answers |= _answers(path, tables[path.with_suffix("")])
+    return Results(answers, runs, bootstrap)
+
+
+def _answers(metrics: Path, hits: Path) -> dict[tuple[str, str, str], Queries]:
+    try:
+        frame = pl.read_parquet(hits, columns=["benchmark", "metric", "query", "key", "hit"])
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{hits} is broken: {error}; delete it to make it anew") from error
+    parts = frame.sort("query").partition_by("benchmark", "metric", as_dict=True)
+    answers = {}
+    for record in read_json(metrics)["records"]:
+        for name, counted in record["metrics"].items():
+            rows = parts.get((record["benchmark"], name))
+            told = (0, 0) if rows is None else (rows["hit"].sum(), len(rows))
+            if rows is None or told != (counted["hits"], counted["queries"]):
+                raise ValueError(
+                    f"{hits}: {told[0]} hits of {told[1]} queries of {record['benchmark']!r} "
+                    f"{name!r}; {metrics} says {counted['hits']} of {counted['queries']}"
+                )
+            queries = Queries(tuple(rows["key"]), rows["hit"].cast(pl.Float64).to_numpy())
+            answers[record["run"], record["benchmark"], name] = queries
+    return answers
+
+
+def _mean(trainings: Sequence[Queries]) -> Queries:
+    keys = trainings[0].keys
+    if any(queries.keys != keys for queries in trainings):
+        raise ValueError("trainings of one run were not asked the same queries")
+    return Queries(keys, np.mean([queries.values for queries in trainings], axis=0))
+
+
+def _minus(better: Queries, worse: Queries, runs: tuple[str, str]) -> Queries:
+    if better.keys != worse.keys:
+        raise ValueError(f"runs {runs[0]!r} and {runs[1]!r} were not asked the same queries")
+    return Queries(better.keys, better.values - worse.values)

@@ -1,0 +1,1 @@
+"""The YAML of a study -> checked blocks -> jobs. Loads no torch."""

@@ -1,0 +1,150 @@
+"""Tables of the paper, their rows and columns, and its claims."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from flame.study.schema.section import Section
+
+
+class Reported(Section):
+    """Numbers of the paper, one a row of a CSV file."""
+
+    file: str
+    match: dict[str, str | int] = Field(
+        default={}, description="column -> value that the file's rows must have"
+    )
+
+
+class Measure(Section):
+    """One metric of one benchmark."""
+
+    benchmark: str
+    metric: str
+
+
+class Column(Measure):
+    """A column of a table: one metric of a benchmark, or of the mean of several."""
+
+    benchmark: str = Field(description="a benchmark; with mean_of, the name of the mean")
+    mean_of: tuple[str | Measure, ...] = Field(
+        default=(), description="benchmarks with the same metric, or each with its own"
+    )
+    reported_benchmark: str | None = Field(default=None, description="null: the same name")
+    reported_metric: str | None = Field(default=None, description="null: the same name")
+
+    @property
+    def printed(self) -> Measure:
+        """What it is called in the reported numbers."""
+        return Measure(
+            benchmark=self.reported_benchmark or self.benchmark,
+            metric=self.reported_metric or self.metric,
+        )
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is behind this column."""
+        if not self.mean_of:
+            return (Measure(benchmark=self.benchmark, metric=self.metric),)
+        return tuple(
+            Measure(benchmark=m, metric=self.metric) if isinstance(m, str) else m
+            for m in self.mean_of
+        )
+
+
+class Row(Section):
+    """A row of a table: one run, or only numbers that a paper reports."""
+
+    label: str
+    run: str | None = Field(default=None, description="null: reported numbers only")
+    reported: dict[str, str | int] | None = Field(
+        default=None,
+        description="column -> value of this row in the reported numbers; null: none are reported",
+    )
+    gain_over: str | None = Field(
+        default=None, description="run whose value is subtracted, in parentheses (Table 7)"
+    )
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Row":
+        if self.run is None and self.reported is None:
+            raise ValueError(f"row {self.label!r} has neither a run nor reported numbers")
+        return self
+
+
+class Table(Section):
+    """Rows and columns of one table of the paper, or of a check against published numbers."""
+
+    title: str
+    row_header: str
+    rows: tuple[Row, ...] = Field(min_length=1)
+    columns: tuple[Column, ...] = Field(min_length=1)
+    reported: Reported
+    tolerance: PositiveFloat | None = Field(
+        default=None,
+        description="points within which a measured number has to be the reported one: makes the "
+        "table a check, with one verdict for each number; null: the table only shows them",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> "Table":
+        for row in self.rows:
+            if self.tolerance is not None and row.reported is None:
+                raise ValueError(f"row {row.label!r} has no reported numbers to be checked against")
+        return self
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Runs behind its rows."""
+        return tuple(run for row in self.rows for run in (row.run, row.gain_over) if run)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is behind its columns."""
+        return tuple(measure for column in self.columns for measure in column.measures)
+
+
+class AppendixTable(Section):
+    """A table of the study itself: a recipe (Tables A1, A2) or the prompts (Appendix B)."""
+
+    title: str
+    of: Literal["recipe", "prompts"]
+    recipe: str | None = Field(default=None, description="the recipe, where it is one")
+    reported: Reported
+
+    @model_validator(mode="after")
+    def _recipe_is_named(self) -> "AppendixTable":
+        if (self.recipe is not None) != (self.of == "recipe"):
+            raise ValueError("recipe: is there where `of` is 'recipe', and only there")
+        return self
+
+
+class Claim(Section):
+    """Something that the paper says, and what it is held against."""
+
+    text: str
+    where: str = Field(description="place in the paper")
+    table: str | None = Field(default=None, description="table under which it stands")
+    better: str | None = Field(default=None, description="run that is said to be better")
+    worse: str | None = Field(default=None, description="than this run")
+    measures: tuple[Measure, ...] = Field(
+        default=(), description="in the unweighted mean of these metrics"
+    )
+    ratio: str | None = Field(default=None, description="a ratio of the study's `overhead`")
+    above: float | None = Field(default=None, description="that is said to be above this")
+    reported: float | None = Field(
+        default=None, description="the paper's difference, in points, or its ratio"
+    )
+    untested: str | None = Field(default=None, description="why this study cannot test it")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Claim":
+        compared = [self.better is not None, self.worse is not None, bool(self.measures)]
+        kinds = [all(compared), self.ratio is not None, self.untested is not None]
+        if sum(kinds) != 1 or (any(compared) and not all(compared)):
+            raise ValueError("needs better, worse and measures, or ratio and above, or untested")
+        if self.ratio is not None and self.table is not None:
+            raise ValueError("table: a ratio stands under no table, only in the list of claims")
+        if (self.ratio is None) != (self.above is None):
+            raise ValueError("ratio and above: both or none")
+        return self

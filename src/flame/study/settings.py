@@ -1,0 +1,269 @@
+"""What a stage is told: the part of the study that decides its numbers, as one JSON argument."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from flame.study.schema.benchmarks import Bootstrap, FewShot, Overhead
+from flame.study.schema.data import Captioner
+from flame.study.schema.figures import Figure
+from flame.study.schema.llms import Checkpoint, Facet, Prompt
+from flame.study.schema.runs import (
+    Backbone,
+    HubFile,
+    OpenClipTower,
+    Recipe,
+    TextTower,
+    TransformersTower,
+)
+from flame.study.schema.section import Section
+from flame.study.schema.tables import AppendixTable, Claim, Table
+
+# Raise a stage's number when a change of its code changes its results: it is a parameter of the
+# stage's rule, so that Snakemake makes exactly those results anew.
+VERSION = {
+    "download": 1,
+    "caption": 1,
+    "embed": 2,
+    "train": 2,
+    "evaluate": 2,
+    "fewshot": 1,
+    "overhead": 1,
+    "export": 1,
+    "table": 2,
+    "figure": 1,
+}
+
+
+class CaptionSettings(Section):
+    """All that decides the captions of one part of a data set's images."""
+
+    dataset: str
+    part: NonNegativeInt
+    parts: PositiveInt
+    captioner: Captioner
+    version: int
+
+
+class CaptionsSettings(Section):
+    """What joins the parts of a data set's captions, and its raw ones."""
+
+    dataset: str
+    captioner: Captioner
+    max_skipped: float
+    version: int
+
+
+class EmbedSettings(Section):
+    """All that decides the numbers in an embedding store, and which rows go into it."""
+
+    kind: str
+    datasets: tuple[str, ...]
+    part: NonNegativeInt
+    parts: PositiveInt
+    llm: str
+    layer: int | Literal["last"]
+    final_norm: bool
+    positions: Literal["restart", "running"]
+    max_caption_tokens: int | None
+    cleanup: Literal["none", "release"]
+    storage: Literal["float16", "fp8", "int8"]
+    prefix: tuple[str, str]
+    facets: dict[str, str] = Field(description="name -> suffix, in the order of the columns")
+    version: int
+
+
+class FlameTraining(Section):
+    """All that decides the weights of a FLAME run."""
+
+    method: Literal["flame"] = "flame"
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    targets: dict[str, tuple[str, ...]] = Field(description="caption kind -> facets")
+    max_skipped: float
+    version: int
+
+
+class ClipTraining(Section):
+    """All that decides the weights of a CLIP run."""
+
+    method: Literal["clip"]
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    text_tower: TextTower
+    captions: str
+    max_skipped: float
+    version: int
+
+
+class LongClipTraining(Section):
+    """All that decides the weights of a Long-CLIP run, but those of the CLIP it starts from."""
+
+    method: Literal["long-clip"]
+    run: str
+    seed: int
+    dataset: str
+    backbone: Backbone
+    recipe: Recipe
+    text_tower: TextTower = Field(description="of the CLIP it starts from")
+    long: str
+    short: str
+    context_length: int
+    kept_positions: int
+    components: int
+    max_skipped: float
+    version: int
+
+
+Training = Annotated[FlameTraining | ClipTraining | LongClipTraining, Field(discriminator="method")]
+
+
+class PretrainedTower(Section):
+    """A tower that others trained, and that is evaluated as it is."""
+
+    method: Literal["pretrained"]
+    run: str
+    tower: Annotated[OpenClipTower | TransformersTower, Field(discriminator="source")]
+    licence: str
+    version: int
+
+
+class ReleasedTower(Section):
+    """A FLAME tower whose weights the official release gives."""
+
+    method: Literal["released"]
+    training: FlameTraining = Field(description="how it was trained")
+    weights: HubFile
+    version: int
+
+
+# What `flame.towers.model.load` loads: what was trained here, and what was not.
+AnyTower = Annotated[
+    FlameTraining | ClipTraining | LongClipTraining | PretrainedTower,
+    Field(discriminator="method"),
+]
+
+
+class Reading(Section):
+    """How texts of a kind become vectors."""
+
+    prefix: tuple[str, str]
+    facets: dict[str, str] = Field(description="name -> suffix, of those that are averaged")
+    center: str | None = Field(description="caption kind whose mean vectors are subtracted")
+
+
+class ExportSettings(Section):
+    """A trained FLAME as it is given away."""
+
+    run: str
+    checkpoint: Checkpoint
+    reset: int | None
+    layer: PositiveInt | Literal["last"]
+    final_norm: bool
+    positions: Literal["restart", "running"]
+    max_caption_tokens: int | None
+    cleanup: Literal["none", "release"]
+    kinds: dict[str, Reading] = Field(description="kind of texts -> how they are read")
+    version: int
+
+
+class Question(Section):
+    """A benchmark as asked of one run."""
+
+    benchmark: str
+    task: str
+    dataset: str
+    captions: str | None = None
+    facets: tuple[str, ...] = ()
+    center: str | None = None
+    negatives: str | None = None
+    train: str | None = None
+    language: str | None = None
+
+
+class EvaluateSettings(Section):
+    """The questions of one bundle for one run."""
+
+    run: str
+    questions: tuple[Question, ...]
+    bootstrap: Bootstrap
+    version: int
+
+
+class FewShotSettings(Section):
+    """A few-shot benchmark as asked of one run."""
+
+    run: str
+    benchmark: str
+    dataset: str
+    captions: str = Field(description="training caption kind whose center and length are used")
+    fewshot: FewShot
+    final_norm: bool = Field(description="whether embeddings were read after the LLM's final norm")
+    seed: int
+    bootstrap: Bootstrap
+    version: int
+
+
+class OverheadSettings(Section):
+    """What is timed."""
+
+    overhead: Overhead
+    flame: FlameTraining
+    clip: ClipTraining
+    embedding: EmbedSettings
+    version: int
+
+
+class _Compared(Section):
+    """What is made of results of runs, with what stands behind the names it uses."""
+
+    study: str
+    datasets: dict[str, str] = Field(description="benchmark -> data set")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    bootstrap: Bootstrap
+    version: int
+
+
+class TableSettings(_Compared):
+    """A table, with what stands behind its names."""
+
+    name: str
+    table: Table
+    claims: tuple[Claim, ...] = Field(description="those that stand under it")
+
+
+class ClaimsSettings(_Compared):
+    """All claims of the paper, with what stands behind their names."""
+
+    claims: tuple[Claim, ...]
+
+
+class AppendixSettings(Section):
+    """A table of the study itself, with the parts of the study that it shows."""
+
+    study: str
+    name: str
+    table: AppendixTable
+    recipe: Recipe | None
+    backbones: tuple[str, ...] = Field(description="those that are trained by the recipe")
+    facets: dict[str, Facet]
+    prompts: dict[str, Prompt]
+    version: int
+
+
+class FigureSettings(_Compared):
+    """A figure, with what stands behind its names."""
+
+    name: str
+    figure: Figure
+    prefix: tuple[str, str] | None = Field(description="of the prompt, for a mask")
+    facets: dict[str, str] = Field(description="name -> suffix, for a mask")
+    averaged: dict[str, tuple[str, ...]] = Field(
+        default={}, description="caption kind -> facets whose vectors are averaged, for captions"
+    )

@@ -1,0 +1,1 @@
+"""Networks: image (and text) -> features."""

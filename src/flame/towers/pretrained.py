@@ -1,0 +1,247 @@
+"""Baselines that others trained: a CLIP of open_clip or of transformers, as it is.
+
+Each keeps its own preprocessing and tokenizer. What is downloaded is a folder that the library
+itself loads again, so evaluation needs no hub.
+
+Shapes: B images, T texts, D width of the space where image and text meet.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flame.runtime.checksums import seal, verify
+from flame.runtime.errors import known
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.runs import OpenClipTower, TransformersTower
+from flame.study.settings import PretrainedTower
+
+log = logging.getLogger(__name__)
+
+TEXT = "text"  # folder with the shape of a text tower of transformers inside a model of open_clip
+# What open_clip's models say of their pixels, as `flame.data.images` names it.
+RESIZES = {"shortest": "crop", "squash": "squash"}
+# Source languages of NLLB's tokenizer, by the codes of the benchmarks; those of clip_benchmark.
+NLLB = {
+    "ar": "arb_Arab", "bn": "ben_Beng", "cs": "ces_Latn", "da": "dan_Latn", "de": "deu_Latn",
+    "el": "ell_Grek", "en": "eng_Latn", "es": "spa_Latn", "fa": "pes_Arab", "fi": "fin_Latn",
+    "fil": "tgl_Latn", "fr": "fra_Latn", "he": "heb_Hebr", "hi": "hin_Deva", "hr": "hrv_Latn",
+    "hu": "hun_Latn", "id": "ind_Latn", "it": "ita_Latn", "ja": "jpn_Jpan", "ko": "kor_Hang",
+    "mi": "mri_Latn", "nl": "nld_Latn", "no": "nno_Latn", "pl": "pol_Latn", "pt": "por_Latn",
+    "quz": "quy_Latn", "ro": "ron_Latn", "ru": "rus_Cyrl", "sv": "swe_Latn", "sw": "swh_Latn",
+    "te": "tel_Telu", "th": "tha_Thai", "tr": "tur_Latn", "uk": "ukr_Cyrl", "vi": "vie_Latn",
+    "zh": "zho_Hant",
+}  # fmt: skip
+
+
+class _Library(Protocol):
+    """A model as its library gives it, with what belongs to it."""
+
+    model: Any
+    image_size: int
+    resize: str
+    mean: Any
+    std: Any
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """(B, D) of (B, 3, H, W), normalised pixels."""
+        ...
+
+    def texts(self, texts: Sequence[str], language: str | None) -> Tensor:
+        """(T, D)."""
+        ...
+
+
+class PretrainedClip(nn.Module):
+    """A tower with a text tower of its own, neither of them trained here.
+
+    Attributes:
+        dim: D.
+        image_size: pixels, both sides.
+        resize: how images become squares; a name of `flame.data.images.RESIZES`.
+        centers: none.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, library: _Library) -> None:
+        super().__init__()
+        self.model = library.model
+        self.image_size, self.resize = library.image_size, library.resize
+        self.centers: dict[str, Mapping[str, Tensor]] = {}
+        self._library = library
+        for name in ("mean", "std"):
+            values = torch.tensor(list(getattr(library, name)))
+            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+        with torch.inference_mode():
+            self.dim = self.encode_text(["a"]).shape[1]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image features (B, D), not normalised, of pixels (B, 3, H, W) in [0, 1]."""
+        return self._library.images((images - self.mean) / self.std)
+
+    def encode_text(self, texts: Sequence[str], language: str | None = None) -> Tensor:
+        """Text features (T, D), not normalised.
+
+        Args:
+            texts: T texts.
+            language: two-letter code, for a tokenizer that must be told; null: English.
+        """
+        return self._library.texts(list(texts), language)
+
+
+class _OpenClip:
+    """A model of open_clip, in the folder that `download` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        import open_clip
+
+        name = f"local-dir:{folder}"
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        if (folder / TEXT).is_dir():
+            # Its text tower is one of transformers, whose shape open_clip would ask the hub for.
+            config["text_cfg"]["hf_model_name"] = str(folder / TEXT)
+        self.model = open_clip.create_model(
+            name, pretrained_text=False, text_cfg=config["text_cfg"]
+        ).eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+        pixels = self.model.visual.preprocess_cfg
+        size = pixels["size"]
+        self.image_size = size if isinstance(size, int) else size[0]
+        self.resize = RESIZES[pixels["resize_mode"]]
+        self.mean, self.std = pixels["mean"], pixels["std"]
+
+    def images(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+    def texts(self, texts: Sequence[str], language: str | None) -> Tensor:
+        if hasattr(self._tokenizer, "set_lang_fn"):
+            code = language or "en"
+            if code not in NLLB:
+                raise ValueError(f"no source language of NLLB for {known(code, NLLB)}")
+            self._tokenizer.set_language(NLLB[code])
+        device = next(self.model.parameters()).device
+        return self.model.encode_text(self._tokenizer(texts).to(device))
+
+
+class _Transformers:
+    """A CLIP-like model of transformers, such as Chinese-CLIP, in the folder `download` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        self.model = AutoModel.from_pretrained(folder).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        pixels = AutoImageProcessor.from_pretrained(folder)
+        self.mean, self.std = pixels.image_mean, pixels.image_std
+        size = dict(pixels.size)
+        whole = "shortest_edge" not in size or size["shortest_edge"] is None
+        self.resize = "squash" if whole else "crop"
+        self.image_size = size["height"] if whole else dict(pixels.crop_size)["height"]
+
+    def images(self, pixels: Tensor) -> Tensor:
+        return _pooled(self.model.get_image_features(pixel_values=pixels))
+
+    def texts(self, texts: Sequence[str], language: str | None) -> Tensor:
+        longest = self.model.config.text_config.max_position_embeddings
+        limit = min(self._tokenizer.model_max_length, longest)
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        return _pooled(self.model.get_text_features(**tokens.to(self.model.device)))
+
+
+def _pooled(output: Any) -> Tensor:
+    """Features in the shared space; transformers 5 gives them inside an output."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+LIBRARIES: dict[str, Callable[[Path], _Library]] = {
+    "open_clip": _OpenClip,
+    "transformers": _Transformers,
+}
+
+
+def download(settings: PretrainedTower, folder: Path) -> None:
+    """Fetch a tower and write it as its library loads it, with `run.json` beside.
+
+    Args:
+        settings: which tower.
+        folder: an existing folder.
+
+    Raises:
+        ValueError: a name or tag that open_clip does not know, or a checkpoint that is not there.
+    """
+    match settings.tower:
+        case OpenClipTower():
+            package = _from_open_clip(settings.tower, folder)
+        case TransformersTower():
+            package = _from_transformers(settings.tower, folder)
+    tower = PretrainedClip(LIBRARIES[settings.tower.source](folder))
+    record = {
+        "settings": settings.model_dump(mode="json"),
+        "dim": tower.dim,
+        "image_size": tower.image_size,
+        "resize": tower.resize,
+        "versions": {name: version(name) for name in (package, "torch")},
+    }
+    write_atomic(folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+    seal(folder)
+
+
+def load(folder: Path, settings: PretrainedTower) -> PretrainedClip:
+    """A tower that `download` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: a file of it is broken.
+    """
+    verify(folder)
+    return PretrainedClip(LIBRARIES[settings.tower.source](folder)).eval()
+
+
+def _from_open_clip(tower: OpenClipTower, folder: Path) -> str:
+    import open_clip
+    from open_clip.push_to_hf_hub import save_for_hf
+
+    if tower.name not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {known(tower.name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(tower.name)
+    if tower.tag not in tags and not Path(tower.tag).is_file():
+        raise ValueError(f"open_clip has no weights of {tower.name!r} {known(tower.tag, tags)}")
+    of_tag = open_clip.get_pretrained_cfg(tower.name, tower.tag) or {}
+    config = open_clip.get_model_config(tower.name)
+    if of_tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
+        # open_clip only warns, and the features are wrong.
+        raise ValueError(
+            f"the weights {tower.tag!r} were trained with QuickGELU: take the model "
+            f"{tower.name + '-quickgelu'!r}, not {tower.name!r}"
+        )
+    model = open_clip.create_model(tower.name, pretrained=tower.tag, require_pretrained=True)
+    tokenizer = open_clip.get_tokenizer(tower.name)
+    if not hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained = lambda folder: None  # open_clip's own one comes with it
+    save_for_hf(model, tokenizer, config, str(folder), safe_serialization=True)
+    if "hf_model_name" in config.get("text_cfg", {}):
+        model.text.config.save_pretrained(folder / TEXT)
+    return "open_clip_torch"
+
+
+def _from_transformers(tower: TransformersTower, folder: Path) -> str:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    if tower.revision is None and not Path(tower.id).is_dir():
+        raise ValueError(f"tower {tower.id!r} is no folder, and of a hub id a revision is needed")
+    for auto in (AutoModel, AutoTokenizer, AutoImageProcessor):
+        try:
+            part = auto.from_pretrained(tower.id, revision=tower.revision)
+        except OSError as error:
+            raise ValueError(f"tower {tower.id!r}: {str(error).splitlines()[0]}") from error
+        part.save_pretrained(folder)
+    return "transformers"

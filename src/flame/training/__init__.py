@@ -1,0 +1,1 @@
+"""How a tower is trained on stored embeddings."""

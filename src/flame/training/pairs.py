@@ -1,0 +1,233 @@
+"""Images and what a store holds of their captions, joined by key into training batches.
+
+A batch is a pure function of (seed, step): order, choice among an image's captions and choice
+of facets all come from generators that are seeded with what they are for. So a resumed run needs
+no saved random state, and workers need none either.
+
+Shapes: B images of this process, S pixels, K facets of a step, D width of the embeddings, or
+number of tokens where a method reads captions itself.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flame.data.images import ImageReader
+
+# Images decoded at a time when all are kept in memory.
+_DECODE = 512
+
+
+def generator(*purpose: object) -> torch.Generator:
+    """CPU generator seeded by what it is for, such as `generator("order", seed, epoch)`."""
+    digest = hashlib.sha256(repr(purpose).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Texts(Protocol):
+    """Captions of one kind, a row each, as stored embeddings and `flame.towers.clip.Tokens` are."""
+
+    keys: list[str]
+
+    def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
+        """Rows (n, K, D) by number, of the facets named."""
+        ...
+
+
+class Batch(NamedTuple):
+    """What one process is given for one step."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    texts: Tensor  # (B, K, D) float16, or int32 tokens
+    columns: Tensor  # (K,) int64, which of all target facets the K are
+
+
+class Pairs:
+    """Images that have a caption of every wanted kind.
+
+    Attributes:
+        kinds: caption kinds that are matched.
+        facets: (kind, facet) of each target facet, in the order of `Batch.texts`.
+        used: number of images that joined.
+        skipped: reason -> number of images or captions left out.
+        cached: all images are in memory, decoded.
+    """
+
+    def __init__(
+        self,
+        images: ImageReader,
+        stores: Mapping[str, Texts],
+        targets: Mapping[str, Sequence[str]],
+        *,
+        image_size: int,
+        max_skipped: float,
+        cache_bytes: int = 0,
+    ) -> None:
+        """Join by key.
+
+        Args:
+            images: the images of the data set.
+            stores: caption kind -> its captions, as a method reads them.
+            targets: caption kind -> facets to match.
+            image_size: S.
+            max_skipped: share of images, or of captions of a kind, that may stay without partner.
+            cache_bytes: decoded images are kept if they fit into this.
+
+        Raises:
+            ValueError: a kind without store, or too many keys that do not join.
+        """
+        missing = [kind for kind in targets if kind not in stores]
+        if missing:
+            raise ValueError(
+                f"no embeddings of kind {missing[0]!r}; there are: {', '.join(stores)}"
+            )
+        self._images, self._size = images, image_size
+        self._stores = {kind: stores[kind] for kind in targets}
+        self.facets = [(kind, facet) for kind, facets in targets.items() for facet in facets]
+        self.kinds = tuple(targets)
+        self.skipped: dict[str, int] = {}
+        self._max_skipped = max_skipped
+        self._image_rows, self._captions = self._join()
+        self.used = len(self._image_rows)
+        self.cached = self.used * 3 * image_size**2 <= cache_bytes
+        self._pixels = self._decode_all() if self.cached else None
+
+    def read(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> Batch:
+        """Images and texts of one batch.
+
+        Args:
+            chosen: (B,) which pairs, in [0, used).
+            draws: (B, kinds) in [0, 1): which of an image's captions of a kind.
+            columns: (K,) rising numbers of target facets.
+        """
+        texts = []
+        for number, (kind, store) in enumerate(self._stores.items()):
+            wanted = [self.facets[c][1] for c in columns if self.facets[c][0] == kind]
+            if wanted:
+                rows, first, count = self._captions[kind]
+                place = first[chosen] + (draws[:, number] * count[chosen]).astype(np.int64)
+                texts.append(store.rows(rows[place], wanted))
+        if self._pixels is None:
+            images = self._images.load(self._image_rows[chosen].tolist(), self._size)
+        else:
+            images = self._pixels[torch.from_numpy(chosen)]
+        stacked = texts[0] if len(texts) == 1 else np.concatenate(texts, axis=1)
+        return Batch(images, torch.from_numpy(stacked), torch.as_tensor(columns))
+
+    def _decode_all(self) -> Tensor:
+        blocks = range(0, self.used, _DECODE)
+        rows = self._image_rows.tolist()
+        return torch.cat([self._images.load(rows[i : i + _DECODE], self._size) for i in blocks])
+
+    def _join(
+        self,
+    ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        joined = pl.DataFrame({"key": self._images.keys}).with_row_index("image")
+        for kind, store in self._stores.items():
+            rows = pl.DataFrame({"key": store.keys}).with_row_index("row")
+            orphans = rows.join(joined, on="key", how="anti")["key"]
+            self._count(f"{kind} captions without image", orphans, len(rows))
+            grouped = rows.group_by("key", maintain_order=True).agg(pl.col("row").alias(kind))
+            joined = joined.join(grouped, on="key", how="left", maintain_order="left")
+        for kind in self._stores:
+            bare = joined.filter(pl.col(kind).is_null())["key"]
+            self._count(f"images without {kind} caption", bare, len(joined))
+        joined = joined.drop_nulls()
+        captions = {kind: _ragged(joined[kind]) for kind in self._stores}
+        return joined["image"].to_numpy().astype(np.int64), captions
+
+    def _count(self, reason: str, keys: pl.Series, total: int) -> None:
+        self.skipped[reason] = len(keys)
+        if len(keys) > self._max_skipped * total:
+            raise ValueError(
+                f"{len(keys)} of {total} {reason}, more than max_skipped {self._max_skipped} of"
+                f" them; the first: {', '.join(keys.unique(maintain_order=True).head(5))}"
+            )
+
+
+class Batches(Dataset[Batch]):
+    """The batches of a whole training: item i is what this process gets at step i."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        facets_per_step: int | Literal["all"] = "all",
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Plan the epochs; what is left of an epoch after its last full batch is dropped.
+
+        Args:
+            pairs: what to draw from.
+            batch_size: images per step, over all processes.
+            epochs: number of passes over the pairs.
+            seed: of all random choices.
+            facets_per_step: target facets drawn at each step, the same for all its images.
+            rank: number of this process.
+            processes: how many there are.
+
+        Raises:
+            ValueError: a batch that the pairs or the processes do not fit.
+        """
+        if batch_size > pairs.used:
+            raise ValueError(
+                f"batch_size {batch_size} is more than the {pairs.used} pairs there are"
+            )
+        if batch_size % processes:
+            raise ValueError(f"batch_size {batch_size} does not divide among {processes} processes")
+        num_facets = len(pairs.facets) if facets_per_step == "all" else facets_per_step
+        if num_facets > len(pairs.facets):
+            raise ValueError(
+                f"facets_per_step {facets_per_step} is more than the {len(pairs.facets)} targets"
+            )
+        self.pairs, self.steps_per_epoch = pairs, pairs.used // batch_size
+        self._batch_size, self._epochs = batch_size, epochs
+        self._seed, self._rank, self._processes = seed, rank, processes
+        self._num_facets = num_facets
+
+    def __len__(self) -> int:
+        return self._epochs * self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, draws = _epoch(self._seed, epoch, self.pairs.used, len(self.pairs.kinds))
+        mine = slice(
+            place * self._batch_size + self._rank,
+            (place + 1) * self._batch_size,
+            self._processes,
+        )
+        chosen = order[mine]
+        drawn = torch.randperm(
+            len(self.pairs.facets), generator=generator("facets", self._seed, step)
+        )
+        columns = drawn[: self._num_facets].sort().values.tolist()
+        return self.pairs.read(chosen, draws[chosen], columns)
+
+
+@lru_cache(maxsize=1)
+def _epoch(seed: int, epoch: int, pairs: int, kinds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order of the pairs in an epoch (pairs,), and their draws among captions (pairs, kinds)."""
+    order = torch.randperm(pairs, generator=generator("order", seed, epoch))
+    # In float64 a draw just below 1 times a count still rounds to less than the count.
+    draws = torch.rand(
+        pairs, kinds, generator=generator("captions", seed, epoch), dtype=torch.float64
+    )
+    return order.numpy(), draws.numpy()
+
+
+def _ragged(lists: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists as all their values, the place of each list's first, and each list's length."""
+    count = lists.list.len().to_numpy().astype(np.int64)
+    first = np.concatenate([[0], count.cumsum()[:-1]]).astype(np.int64)
+    return lists.explode().to_numpy().astype(np.int64), first, count

@@ -1,0 +1,253 @@
+"""The training of a tower: its steps, its log, its checkpoints, and how it goes on from them."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flame.data.images import augment
+from flame.runtime import progress
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.runs import Recipe
+from flame.study.settings import Training
+from flame.towers.model import Tower
+from flame.training import processes
+from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
+from flame.training.pairs import Batch, Batches, generator
+from flame.training.processes import Place
+
+LOG_LINES = 500  # of a whole run, about
+
+
+class Trainer:
+    """A training between two steps: all that a checkpoint holds, and how it goes on."""
+
+    def __init__(
+        self,
+        tower: Tower,
+        batches: Batches,
+        settings: Training,
+        folder: Path,
+        place: Place,
+    ) -> None:
+        recipe = settings.recipe
+        if recipe.warmup_steps >= len(batches):
+            raise ValueError(f"warmup_steps {recipe.warmup_steps} of only {len(batches)} steps")
+        self.settings, self.batches = settings, batches
+        self.folder, self.place = folder, place
+        tower.match(batches.pairs.facets)
+        self.tower = tower.to(place.device).train()
+        # What DistributedDataParallel adds happens inside its forward and backward.
+        self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
+        self.bfloat16 = _bfloat16(recipe, place.device)
+        self.optimizer = adamw(tower, recipe)
+        self.step, self.seconds, self.loss = 0, 0.0, math.nan
+        self.checkpoint = folder / "checkpoint.safetensors"
+        if self.checkpoint.exists():
+            self._restore()
+        seen = processes.gather(torch.tensor([self.step], device=place.device)).tolist()
+        if len(set(seen)) > 1:
+            raise ValueError(f"processes see checkpoints of steps {seen} in {folder}: another each")
+
+    def run(self, loader: Iterable[Batch]) -> None:
+        """All steps that are left."""
+        recipe, steps = self.settings.recipe, len(self.batches)
+        every = max(1, steps // LOG_LINES)
+        clock = _Clock(self.seconds)
+        done, total = self.step * recipe.batch_size, steps * recipe.batch_size
+        title = f"train {self.settings.run}"
+        with (
+            _open_log(self.folder, self.step, self.place) as lines,
+            _stop_signal() as stopping,
+            progress.bar(total, "images", title, done=done, shown=self.place.rank == 0) as bar,
+        ):
+            for batch in clock.waiting(loader):
+                line = self.advance(batch)
+                self.seconds = clock.seconds
+                bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
+                bar.update(recipe.batch_size)
+                if self.step % every == 0 or self.step == steps:
+                    lines.write(json.dumps(line | clock.rates(recipe.batch_size)) + "\n")
+                # Not all are told to stop at the same step, and none can take one alone.
+                stop = processes.any_of(stopping.is_set(), self.place.device)
+                if clock.due(60 * recipe.checkpoint_minutes) or stop:
+                    self._save()
+                if stop:
+                    sys.exit(128 + signal.SIGTERM)
+
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One step, and its line for the log."""
+        recipe, device = self.settings.recipe, self.place.device
+        lr = learning_rate(self.step, len(self.batches), recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # A step's randomness depends on its number only, so a checkpoint holds no random states.
+        # What is drawn for the whole batch is drawn by all as the first process draws it.
+        first, own = ((self.settings.seed, self.step, rank) for rank in (0, self.place.rank))
+        torch.manual_seed(generator("dropout", *own).initial_seed())
+        pixels = augment(
+            batch.images.to(device, non_blocking=True),
+            generator("augment", *first),
+            scale=recipe.augment.scale,
+            shift=recipe.augment.shift,
+            rank=self.place.rank,
+            processes=self.place.processes,
+        )
+        texts = batch.texts.to(device, non_blocking=True)
+        columns = batch.columns.to(device, non_blocking=True)
+        whole = processes.whole_batch(self.place, generator("dropout", *first).initial_seed())
+        with whole, torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            outputs = self.wrapped(pixels, texts, columns)
+        loss = self.tower.loss(outputs, batch.columns)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
+        told = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
+        self.loss, grad_norm, inverse_tau = told.tolist()
+        line = {
+            "step": self.step + 1,
+            "epoch": self.step // self.batches.steps_per_epoch + 1,
+            "loss": self.loss,
+            "tau": 1 / inverse_tau,
+            "lr": lr,
+            "grad_norm": grad_norm,
+        }
+        if not math.isfinite(self.loss + grad_norm):
+            raise ValueError(f"not finite: {line}; {self._last_checkpoint()}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tower.clamp_scale()
+        self.step += 1
+        return line
+
+    def _last_checkpoint(self) -> str:
+        if not self.checkpoint.exists():
+            return "there is no checkpoint yet"
+        step = self._checkpoint_numbers()["step"]
+        return f"last checkpoint with finite weights: {self.checkpoint}, step {step}"
+
+    def _checkpoint_numbers(self) -> dict[str, str]:
+        with safe_open(self.checkpoint, "pt") as file:
+            return file.metadata()
+
+    def _save(self) -> None:
+        if self.place.rank != 0:
+            return
+        tensors = state_tensors(self.tower, self.optimizer)
+        numbers = {
+            "step": str(self.step),
+            "seconds": str(self.seconds),
+            "loss": repr(self.loss),
+            "sha256": _digest(tensors),
+        }
+        write_atomic(self.checkpoint, lambda path: save_file(tensors, path, numbers))
+
+    def _restore(self) -> None:
+        broken = f"{self.checkpoint} is broken: delete it to begin the run afresh"
+        try:
+            tensors = load_file(self.checkpoint, device=str(self.place.device))
+            numbers = self._checkpoint_numbers()
+        except SafetensorError as error:
+            raise ValueError(f"{broken} ({error})") from error
+        if numbers.get("sha256") != _digest(tensors):
+            raise ValueError(f"{broken} (its tensors are not those that were saved)")
+        load_state_tensors(self.tower, self.optimizer, tensors)
+        self.step, self.seconds = int(numbers["step"]), float(numbers["seconds"])
+        self.loss = float(numbers["loss"])
+
+
+class _Clock:
+    """Time of a training, and how much of it was spent waiting for data."""
+
+    def __init__(self, before: float) -> None:
+        """Start; `before` are the seconds of interrupted runs."""
+        self._start = time.monotonic() - before
+        self._saved = self._read = time.monotonic()
+        self._waited, self._steps = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole training."""
+        return time.monotonic() - self._start
+
+    def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of a loader, with the time measured that each takes to come."""
+        batches = iter(loader)
+        while True:
+            begin = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waited += time.monotonic() - begin
+            self._steps += 1
+            yield batch
+
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """Images a second, and the share of time waited for data, since the last call."""
+        span = time.monotonic() - self._read
+        rates = {
+            "images_per_second": round(self._steps * batch_size / span, 1),
+            "data_wait": round(self._waited / span, 4),
+        }
+        self._read += span
+        self._waited, self._steps = 0.0, 0
+        return rates
+
+    def due(self, seconds: float) -> bool:
+        """Whether so many seconds went by since this was last true."""
+        now = time.monotonic()
+        if now - self._saved < seconds:
+            return False
+        self._saved = now
+        return True
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    cpu = torch.cpu.get_capabilities()
+    native = device.type == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    return {"bfloat16": True, "float32": False, "auto": bool(native)}[recipe.precision]
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """SIGTERM as a flag, so that it ends the training between two steps."""
+    stopping = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _open_log(folder: Path, step: int, place: Place) -> TextIO:
+    """The log of the run, without what an interrupted one did after its checkpoint."""
+    if place.rank != 0:  # they train the same run, and tell nobody
+        return open(os.devnull, "w")
+    path = folder / "log.jsonl"
+    old = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = "".join(line for line in old if line.endswith("\n") and json.loads(line)["step"] <= step)
+    write_atomic(path, kept.encode())
+    return path.open("a", buffering=1)

@@ -1,0 +1,311 @@
+"""What is wrong with a caption, what is asked again, and captions that others wrote in JSON."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from flame.captioning import describe as module
+from flame.captioning.describe import Row, describe, faults, read_objects, repeated
+from flame.captioning.engines import Reply
+from flame.study.schema.data import TransformersCaptioner
+
+CAPTIONER = TransformersCaptioner(
+    engine="transformers",
+    id="none",
+    prompts={"long": "What is it?", "short": "In short?"},
+    max_tokens={"long": 50, "short": 20},
+)
+GOOD = "A red apple lies on a wooden table beside a blue cup, in front of a window."
+CHINESE = "一个红苹果放在木桌上。旁边有一只蓝色的杯子。窗外阳光明媚。"
+LOOP = "a red apple, a red apple, a red apple"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        CHINESE,
+        "Ein roter Apfel liegt auf dem Tisch; daneben steht eine Tasse.",
+        "a dog",
+        "A child who looks sorry holds a broken toy; I cannot be read on the sign behind.",
+        "A poster says “Sorry, we are closed”. Unfortunately, its corner is torn.",
+        "The image shows an assistant: a man in a white coat, at a user's desk.",
+        "A very, very old man walks past a long, long wall.",
+        "A shop sells 3 kg of apples for $4.50 & pears at <half> the price.",
+        "No imagery of war is on the wall, but a map.",
+        "I-beams of steel lie beside a road.",
+        "A cat 🐈 sleeps on a sofa.",
+    ],
+)
+def test_nothing_is_wrong_with_prose(text):
+    assert faults(text, "stop") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("connection lost", "error", ("error",)),
+        ("", "error", ("error",)),
+        ("", "stop", ("empty",)),
+        (" \n\t", "length", ("empty",)),
+        (GOOD, "length", ("cut",)),
+        (LOOP, "stop", ("loop",)),
+        (LOOP, "length", ("cut", "loop")),
+        ("红苹果和杯子" * 8, "stop", ("loop",)),
+        ("I'm sorry. <|eot_id|>", "stop", ("refusal", "leaked")),
+    ],
+)
+def test_what_is_wrong_with_a_caption_is_named(text, finish, expected):
+    assert faults(text, finish) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I am really sorry, the picture does not load.",
+        "Sorry, there is nothing that I can say about it.",
+        "Unfortunately, I cannot see the picture.",
+        "I apologize, but the picture is not clear.",
+        "As an AI, I see no pictures.",
+        "As an AI language model, I see no pictures.",
+        '"I cannot describe people."',
+        "I don't see a picture.",
+        "I am unable to describe this.",
+        "I'm a large language model and see nothing.",
+        "Please provide the image that you mean.",
+        "Could you please upload the image?",
+        "No image was attached.",
+        "There is no image here.",
+        "对不起。我不能描述这张图片。",
+        "很抱歉。我无法看到图片。",
+        "抱歉。图片没有加载。",
+        "作为一个人工智能。我看不到图片。",
+    ],
+)
+def test_a_refusal_is_seen_in_many_words(text):
+    assert faults(text, "stop") == ("refusal",)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<|eot_id|>",
+        "<|im_start|>",
+        "</s>",
+        "<s>",
+        "<image>",
+        "<think>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+        "<</SYS>>",
+        "\nASSISTANT:",
+        "\n  USER :",
+        "\n### Human",
+    ],
+)
+def test_tokens_of_a_chat_in_a_caption_are_seen(token):
+    assert faults(f"{GOOD} {token} It is day.", "stop") == ("leaked",)
+
+
+@pytest.mark.parametrize(
+    "text", ["A dog � in the grass", "A dog \x00 in the grass", "A dog \ue000", "12 34 :: // 56 !!"]
+)
+def test_what_is_no_language_is_garbled(text):
+    assert faults(text, "stop") == ("garbled",)
+
+
+def test_the_share_of_what_was_there_before_is_as_counted_by_hand():
+    # 9 words, 6 runs of four: (a red apple a), (red apple a red), (apple a red apple), all twice.
+    assert repeated(LOOP) == pytest.approx(3 / 6)
+    assert repeated("one two three") == 0
+    assert repeated("one two three four five") == 0
+    assert repeated("One two, ONE TWO; one two", n=2) == pytest.approx(3 / 5)
+    # Without spaces every letter is a word: 28 of them, 25 runs of which 7 differ.
+    assert repeated("红苹果放在桌上" * 4) == pytest.approx(18 / 25)
+    assert repeated("") == 0
+
+
+class Scripted:
+    """Stands for a multimodal LLM: says of each (image, question) one reply after the other.
+
+    The image is told by the red of its first pixel; what the script lacks is answered well.
+    """
+
+    def __init__(self, script=None):
+        self.script = script or {}
+        self.calls = []
+
+    def describe(self, requests):
+        self.calls.append(list(requests))
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        question = (request.image.getpixel((0, 0))[0], request.prompt)
+        left = self.script.get(question, [])
+        found = left.pop(0) if left else Reply(GOOD, "stop")
+        return replace(found)
+
+
+def images(count):
+    return {f"p{i}": Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(count)}
+
+
+def test_kinds_of_an_image_stand_side_by_side_in_requests_and_rows():
+    engine = Scripted()
+    rows = describe(engine, images(2), CAPTIONER, {})
+    pairs = [("p0", "long"), ("p0", "short"), ("p1", "long"), ("p1", "short")]
+    assert rows == [Row(*pair, GOOD, "") for pair in pairs]
+    (asked,) = engine.calls
+    assert [(r.image.getpixel((0, 0))[0], r.prompt, r.max_tokens) for r in asked] == [
+        (0, "What is it?", 50),
+        (0, "In short?", 20),
+        (1, "What is it?", 50),
+        (1, "In short?", 20),
+    ]
+    assert {r.sampling for r in asked} == {CAPTIONER.sampling}
+
+
+def test_a_bad_caption_is_asked_for_once_more_in_another_way():
+    engine = Scripted({(1, "In short?"): [Reply(LOOP, "length"), Reply(" Better so.\n", "stop")]})
+    rows = describe(engine, images(3), CAPTIONER, {"p1": "raw"})
+    assert rows[3] == Row("p1", "short", "Better so.", "cut,loop,retried")
+    assert all(row.flags == "" for row in rows if row != rows[3])
+    first, second = engine.calls
+    (again,) = second
+    assert (again.image, again.prompt) == (first[3].image, first[3].prompt)
+    assert again.max_tokens == 20
+    assert again.sampling == CAPTIONER.retry
+    assert again.seed != first[3].seed
+
+
+def test_two_bad_captions_give_way_to_the_raw_one_or_to_none():
+    bad = [Reply("", "stop"), Reply(GOOD, "length"), Reply(GOOD, "stop")]
+    engine = Scripted({(i, "What is it?"): [*bad] for i in range(3)})
+    rows = describe(engine, images(3), CAPTIONER, {"p0": "raw 0", "p2": ""})
+    assert rows[::2] == [
+        Row("p0", "long", "raw 0", "empty,cut,retried,fallback"),
+        Row("p1", "long", None, "empty,cut,retried,dropped"),
+        Row("p2", "long", None, "empty,cut,retried,dropped"),
+    ]
+    assert [len(call) for call in engine.calls] == [6, 3]
+
+
+def test_the_same_fault_twice_is_told_once():
+    engine = Scripted({(0, "What is it?"): [Reply("", "stop"), Reply("", "stop")]})
+    assert describe(engine, images(1), CAPTIONER, {})[0].flags == "empty,retried,dropped"
+
+
+def test_an_error_is_not_asked_for_again(caplog):
+    engine = Scripted({(0, "What is it?"): [Reply("too large", "error")]})
+    rows = describe(engine, images(1), CAPTIONER, {"p0": "raw"})
+    assert rows[0] == Row("p0", "long", "raw", "error,fallback")
+    assert len(engine.calls) == 1
+    assert "1 of 2 requests failed, such as: too large" in caplog.text
+
+
+def failing(count):
+    questions = CAPTIONER.prompts.values()
+    return Scripted({(i, q): [Reply("no", "error")] for i in range(count) for q in questions})
+
+
+def test_an_engine_that_answers_nothing_ends_the_job_and_a_few_bad_images_do_not():
+    count = describe.DEAD // 2
+    with pytest.raises(ValueError, match=f"none of {describe.DEAD} requests was answered.*: no"):
+        describe(failing(count), images(count), CAPTIONER, {})
+    few = describe(failing(count - 1), images(count - 1), CAPTIONER, {})
+    assert {row.flags for row in few} == {"error,dropped"}
+    most = describe(failing(count), images(count + 1), CAPTIONER, {})
+    assert [row.text for row in most[-2:]] == [GOOD, GOOD]
+
+
+def seeds(keys, **changes):
+    """Seeds of the first requests of some keys, by key and question."""
+    engine, own = Scripted(), images(9)
+    captioner = CAPTIONER.model_copy(update=changes)
+    describe(engine, {key: own[key] for key in keys}, captioner, {})
+    return {(r.image.getpixel((0, 0))[0], r.prompt): r.seed for r in engine.calls[0]}
+
+
+def test_a_seed_depends_on_its_image_and_kind_alone():
+    whole = seeds([f"p{i}" for i in range(9)])
+    assert len(set(whole.values())) == 18
+    assert all(0 <= seed < 2**31 for seed in whole.values())
+    some = seeds(["p7", "p2"])
+    assert some == {question: whole[question] for question in some}
+    assert not set(seeds(["p7", "p2"], seed=1).values()) & set(some.values())
+
+
+# --- JSON of others ---------------------------------------------------------------------------
+
+OBJECTS = [
+    {"__key__": f"{i:05d}", "minicpm": f'A "text", [of] {{many}} kinds, 北 {"x" * (i % 60)}\n'}
+    for i in range(200)
+]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(OBJECTS),
+        json.dumps(OBJECTS, indent=1, ensure_ascii=False) + "\n",
+        "\n".join(map(json.dumps, OBJECTS)),
+        "".join(json.dumps(found, ensure_ascii=False) + "\n\n" for found in OBJECTS),
+    ],
+    ids=["list", "indented list", "lines", "lines with gaps"],
+)
+def test_objects_of_lists_and_lines_are_read_in_blocks(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    path = tmp_path / "captions.json"
+    path.write_text(text, encoding="utf-8")
+    assert [*read_objects(path)] == OBJECTS
+
+
+@pytest.mark.parametrize("text", ["[]", "", " \n"])
+def test_a_file_of_no_objects_has_none(tmp_path, text):
+    (tmp_path / "captions.json").write_text(text)
+    assert [*read_objects(tmp_path / "captions.json")] == []
+
+
+@pytest.mark.parametrize("block", [16, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(OBJECTS)[:-1],
+        json.dumps(OBJECTS)[:-20],
+        "\n".join(map(json.dumps, OBJECTS))[:-1],
+        "<html>not found</html>",
+    ],
+    ids=["list without its end", "list cut in an object", "lines cut", "a page"],
+)
+def test_a_torn_file_is_refused_by_name(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    path = tmp_path / "captions.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"captions\.json is no whole JSON list or lines"):
+        [*read_objects(path)]
+
+
+def test_what_is_no_object_or_no_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text('[{"a": 1}, 7]')
+    with pytest.raises(ValueError, match=r"captions\.json: 7 is no object"):
+        [*read_objects(path)]
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"captions\.json is not UTF-8"):
+        [*read_objects(path)]
+
+
+def test_an_object_without_an_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "LARGEST", 256)
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"a": "x" * 1000}]))
+    with pytest.raises(ValueError, match="no whole JSON"):
+        [*read_objects(path)]
+    path.write_text(json.dumps([{"a": "x" * 200}]))
+    assert [*read_objects(path)] == [{"a": "x" * 200}]

@@ -1,0 +1,380 @@
+"""A study is checked whole, before anything runs; a mistake names path, value and known ones."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flame.study import include
+from flame.study.load import StudyError, load, load_file
+from flame.study.study import Study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ["config/config.yaml", "tests/config/tiny.yaml", "tests/config/whole.yaml"]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_file(ROOT / "config/config.yaml", ROOT)
+
+
+def values() -> dict:
+    return include.whole(yaml.safe_load((ROOT / "config/config.yaml").read_text()), ROOT)
+
+
+def change(path: str, value: object) -> dict:
+    """The default study with one value set, or one key added."""
+    changed = copy.deepcopy(values())
+    *parents, last = path.split("/")
+    node = changed
+    for step in parents:
+        node = node[int(step) if isinstance(node, list) else step]
+    node[int(last) if isinstance(node, list) else last] = value
+    return changed
+
+
+@pytest.mark.parametrize("path", STUDIES)
+def test_the_studies_of_the_repository_are_valid(path):
+    load_file(ROOT / path, ROOT)
+
+
+BAD = {
+    "typo in a key": (
+        "recipes/flame/learning_rate",
+        1.0,
+        ["recipes.flame: unknown key 'learning_rate'", "known: epochs, batch_size, lr"],
+    ),
+    "typo at the top": ("run", {}, ["unknown key 'run' (did you mean 'runs'?)"]),
+    "unknown LLM": (
+        "runs/flame-7/llm",
+        "smollm-135m",
+        ["runs.flame-7.llm: unknown llm 'smollm-135m' (did you mean 'smollm2-135m'?)"],
+    ),
+    "facet not embedded": (
+        "runs/flame-7/targets/long",
+        ["scene", "colour"],
+        ["runs.flame-7.targets.long: facet not embedded by prompt 'long': 'colour'", "'color'"],
+    ),
+    "more facets than there are": (
+        "runs/flame-9/targets/long",
+        10,
+        ["runs.flame-9.targets.long: 10 facets wanted, prompt 'long' embeds 9"],
+    ),
+    "negative batch": (
+        "recipes/flame/batch_size",
+        -256,
+        ["recipes.flame.batch_size: input should be greater than 0, not -256"],
+    ),
+    "missing file": (
+        "tables/table6/reported/file",
+        "config/reported/table66.csv",
+        ["tables.table6.reported.file: no such file: 'config/reported/table66.csv'"],
+    ),
+    "unknown run in a table": (
+        "tables/table6/rows/0/run",
+        "flame-2",
+        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-1-again, "],
+    ),
+    "unknown benchmark in a table": (
+        "tables/table6/columns/0/benchmark",
+        "ShareGPT4V",
+        ["tables.table6.columns.0: unknown benchmark 'ShareGPT4V'", "ShareGPT4V-val"],
+    ),
+    "unknown data set": (
+        "benchmarks/MSCOCO/dataset",
+        "coco",
+        ["benchmarks.MSCOCO.dataset: unknown dataset 'coco'", "scenes-short"],
+    ),
+    "unknown task": (
+        "benchmarks/MSCOCO/task",
+        "retreival",
+        ["benchmarks.MSCOCO.task: unknown task 'retreival' (did you mean 'retrieval'?)"],
+    ),
+    "unknown data set module": (
+        "datasets/scenes/source",
+        "scnes",
+        ["datasets.scenes: ", "'scnes'", "scenes"],
+    ),
+    "unknown option of a data set": (
+        "datasets/scenes/options/imagse",
+        100,
+        ["datasets.scenes: unknown option 'imagse' (did you mean 'images'?)"],
+    ),
+    "bad option of a data set": (
+        "datasets/scenes/options/images",
+        -3,
+        ["datasets.scenes", "images", "greater than 0"],
+    ),
+    "template without a caption": (
+        "prompts/long/template",
+        "Describe: {facet}",
+        ["prompts.long: template: needs '{caption}' once"],
+    ),
+    "unknown kind of captions": (
+        "benchmarks/MSCOCO/captions",
+        "medium",
+        ["benchmarks.MSCOCO.captions: no prompt embeds captions of kind 'medium'"],
+    ),
+    "unknown source of a checkpoint": (
+        "llms/smollm2-135m/checkpoint",
+        {"source": "web", "id": "x"},
+        ["llms.smollm2-135m.checkpoint: unknown kind of block 'web'", "known: package, hub, "],
+    ),
+    "unknown backbone": (
+        "backbones/resnet/timm",
+        "resnet19",
+        ["backbones.resnet", "'resnet19'", "resnet18"],
+    ),
+    "unknown CLIP to start from": (
+        "runs/long-clip/base",
+        "flame-7",
+        ["runs.long-clip.base: no CLIP run 'flame-7'", "known: clip, clip-small"],
+    ),
+    "unknown text tower": (
+        "runs/clip/text_tower",
+        "transfomer",
+        ["runs.clip.text_tower: unknown text_tower 'transfomer' (did you mean 'transformer'?)"],
+    ),
+    "unknown method": (
+        "runs/clip/method",
+        "siglip",
+        ["runs.clip: unknown kind of block 'siglip'", "known: flame, clip, long-clip, pretrained"],
+    ),
+    "probe without a training set": (
+        "benchmarks/DTD probe/train",
+        None,
+        ["benchmarks.DTD probe: train: is there for the task 'probe', and for no other"],
+    ),
+    "claim about an unknown run": (
+        "claims/imagenet-cc3m/better",
+        "flame-77",
+        ["claims.imagenet-cc3m: unknown run 'flame-77'", "did you mean"],
+    ),
+    "claim of no kind": (
+        "claims/imagenet-cc3m",
+        {"text": "x", "where": "y"},
+        ["claims.imagenet-cc3m: needs better, worse and measures, or ratio and above, or untested"],
+    ),
+    "unknown benchmark in a figure": (
+        "figures/figure_d2/benchmark",
+        "MSCOCOO",
+        ["figures.figure_d2: unknown benchmark 'MSCOCOO' (did you mean 'MSCOCO'?)"],
+    ),
+    "unknown kind of figure": (
+        "figures/figure_d2/kind",
+        "gallery",
+        ["figures.figure_d2: unknown kind of block 'gallery'", "known: prompts, radar, "],
+    ),
+    "captions of other images in a figure": (
+        "figures/captions",
+        {
+            "kind": "captions",
+            "title": "x",
+            "datasets": {"own": "scenes", "published": "scenes-long"},
+            "kinds": ["long", "medium"],
+            "llm": "gpt",
+        },
+        [
+            "figures.captions.datasets: 'scenes' and 'scenes-long' are not of one source and split",
+            "figures.captions.kinds: no prompt embeds captions of kind 'medium'",
+            "figures.captions.llm: unknown llm 'gpt'",
+        ],
+    ),
+    "one set of captions in a figure": (
+        "figures/captions",
+        {
+            "kind": "captions",
+            "title": "x",
+            "datasets": {"own": "scenes"},
+            "kinds": ["long"],
+            "llm": "x",
+        },
+        ["figures.captions.datasets: dictionary should have at least 2 items"],
+    ),
+    "unknown recipe in the appendix": (
+        "appendix/table_a1/recipe",
+        "paper",
+        ["appendix.table_a1.recipe: unknown recipe 'paper'"],
+    ),
+    "empty row": (
+        "tables/table1/rows/0",
+        {"label": "CLIP"},
+        ["tables.table1.rows.0: row 'CLIP' has neither a run nor reported numbers"],
+    ),
+    "unknown captioner": (
+        "datasets/scenes/captioner",
+        "minicpm",
+        ["datasets.scenes.captioner: unknown captioner 'minicpm'; known: none"],
+    ),
+    "remote code of no fixed revision": (
+        "captioners",
+        {"mllm": {"engine": "vllm", "id": "a/b", "prompts": {}, "max_tokens": {}}},
+        ["captioners.mllm", "revision: field required"],
+    ),
+    "missing key": (
+        "runs/new",
+        {"dataset": "scenes"},
+        ["runs.new.llm: field required"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_study_is_refused_with_path_value_and_known_ones(case):
+    path, value, expected = BAD[case]
+    with pytest.raises(StudyError) as error:
+        load(change(path, value), "study.yaml", ROOT)
+    message = str(error.value)
+    assert all(line.startswith("study.yaml: ") for line in message.splitlines())
+    for words in expected:
+        assert words in message
+
+
+def test_an_included_file_is_under_the_study(tmp_path):
+    (tmp_path / "below.yaml").write_text("a: {b: 1, c: [1, 2]}\nd: 4\n")
+    above = {"include": ["below.yaml"], "a": {"b": 5, "c": [3]}, "e": 6}
+    assert include.whole(above, tmp_path) == {"a": {"b": 5, "c": [3]}, "d": 4, "e": 6}
+    assert above["include"] == ["below.yaml"]
+    with pytest.raises(ValueError, match=r"include: no such file: 'other\.yaml'"):
+        include.whole({"include": ["other.yaml"]}, tmp_path)
+
+
+def test_without_an_absent_run_its_row_is_reported_and_its_claim_untested(study):
+    rows = {row.label: row for row in study.tables["table1"].rows}
+    assert rows["CLIP, WIT-400M"].run is None
+    assert rows["CLIP, WIT-400M"].reported is not None
+    assert study.claims["urban-wit"].untested == "a CLIP of 400 million images cannot be had here"
+    assert study.claims["urban-wit"].better is None
+    reported = [claim.reported for claim in study.claims.values() if claim.where.startswith("abs")]
+    assert 34.6 in reported
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("clip-wit", "no table, figure or claim asks for clip-wit"), ("clip", "'clip' is not absent")],
+)
+def test_an_absent_run_is_asked_for_and_not_defined(name, words):
+    with pytest.raises(StudyError, match=words):
+        load(values() | {"absent": {name: "why"}}, "study.yaml", ROOT)
+
+
+def test_every_mistake_is_named_not_only_the_first():
+    changed = change("runs/flame-7/llm", "gpt")
+    changed["runs"]["flame-9"]["recipe"] = "paper"
+    with pytest.raises(StudyError) as error:
+        load(changed, "study.yaml", ROOT)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_the_nine_prompts_are_those_of_appendix_b(study):
+    levels = [study.facets[name].level for name in study.prompts["long"].facets]
+    assert levels == ["entity"] * 4 + ["interaction"] * 2 + ["scene"] * 3
+    prompt = study.prompts["long"]
+    before, after = prompt.prefix
+    whole = f"{before}A dog.{after}{prompt.suffix(study.facets['scene'].text)}"
+    assert whole == (
+        'Detailed image description: "A dog.". After thinking step by step, '
+        'this image description means in just one word:"'
+    )
+    # Appendix B: defaults are 1, 2, 3, 4, 5, 7, 8 for long input and 7 for short input.
+    assert [prompt.facets.index(name) + 1 for name in prompt.default] == [1, 2, 3, 4, 5, 7, 8]
+    assert study.prompts["short"].default == ("scene",)
+
+
+def test_facets_are_drawn_with_the_seed_of_the_study(study):
+    drawn = study.targets("flame-3")["long"]
+    assert len(set(drawn)) == 3
+    assert drawn == study.targets("flame-3")["long"]
+    others = [
+        load(values() | {"seed": seed}, "study.yaml", ROOT).targets("flame-3")["long"]
+        for seed in range(1, 6)
+    ]
+    assert any(other != drawn for other in others)
+
+
+def test_text_of_a_facet_changes_only_stores_that_hold_it(study):
+    edited = load(change("facets/color/text", "the main color"), "study.yaml", ROOT)
+    llm = "smollm2-135m"
+    assert edited.embed_settings(llm, "scenes", "long", 0) != study.embed_settings(
+        llm, "scenes", "long", 0
+    )
+    assert edited.embed_settings(llm, "scenes", "raw", 0) == study.embed_settings(
+        llm, "scenes", "raw", 0
+    )
+    assert edited.train_settings("flame-9") == study.train_settings("flame-9")
+
+
+def test_a_run_is_trained_once_for_each_seed():
+    changed = change("seeds", [0, 1, 2])
+    changed["runs"]["flame-7"]["seeds"] = [5]
+    study = load(changed, "study.yaml", ROOT)
+    assert study.replicas("clip") == ("clip", "clip.seed1", "clip.seed2")
+    assert [study.train_settings(name).seed for name in study.replicas("clip")] == [0, 1, 2]
+    assert study.replicas("flame-7") == ("flame-7",)
+    assert study.train_settings("flame-7").seed == 5
+    # A fine-tuned run starts from the base of its own seed.
+    assert study.base("long-clip.seed2") == "clip.seed2"
+    tables = study.table_results("table1")
+    assert {"evaluate/clip.seed1/retrieval", "evaluate/flame-7/retrieval"} < set(tables)
+
+
+def test_another_draw_is_another_choice_of_as_many_facets(study):
+    first, again, third = (
+        study.targets(f"flame-1{name}")["long"] for name in ("", "-again", "-third")
+    )
+    assert len(first) == len(again) == len(third) == 1
+    assert len({first, again, third}) > 1
+
+
+def test_stores_hold_the_facets_that_are_used_or_all():
+    used = load(change("embedding/facets", "used"), "study.yaml", ROOT)
+    every = load(change("embedding/facets", "all"), "study.yaml", ROOT)
+    llm, prompt = "smollm2-135m", used.prompts["long"]
+    assert every.embedded_facets(llm, "scenes-large", "long") == prompt.facets
+    assert used.embedded_facets(llm, "scenes-large", "long") == prompt.default
+    assert used.embedded_facets(llm, "scenes", "long") == prompt.facets
+    # What a tower is made from is the same either way.
+    assert used.train_origin("flame-7") == every.train_origin("flame-7")
+
+
+def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
+    changed = change("embedding/facets", "used")
+    plain = load(changed, "study.yaml", ROOT)
+    for name, grammars in (("told", "train"), ("told-again", "held-out")):
+        options = {"split": "told", "images": 8, "long": 1, "grammars": grammars}
+        changed["datasets"][name] = {"source": "scenes", "bundle": "told", "options": options}
+    changed["figures"]["captions"] = {
+        "kind": "captions",
+        "title": "x",
+        "datasets": {"one": "told", "other": "told-again"},
+        "kinds": ["long"],
+        "llm": "smollm2-135m",
+    }
+    study = load(changed, "study.yaml", ROOT)
+    assert study.figure_stores("captions") == (("smollm2-135m", "told", "long"),)
+    embedded = study.embed_settings("smollm2-135m", "told", "long", 0)
+    assert embedded.datasets == ("told", "told-again")
+    assert tuple(embedded.facets) == study.prompts["long"].default
+    assert study.figure_settings("captions").averaged == {"long": study.prompts["long"].default}
+    # Other stores are what they were.
+    other = ("smollm2-135m", "scenes", "long", 0)
+    assert study.embed_settings(*other) == plain.embed_settings(*other)
+
+
+def test_tables_pull_what_they_are_made_of(study):
+    assert set(study.table_results("table7")) == {
+        f"evaluate/{run}/classification"
+        for run in (
+            "flame-7",
+            "flame-gemma",
+            "flame-random",
+            "flame-small",
+            "flame-large",
+            "clip",
+            "clip-small",
+            "clip-large",
+        )
+    }
+    assert study.table_results("table_c5") == ("fewshot/flame-7/MiniImageNet",)
+    assert study.figure_results("figure3") == ()
