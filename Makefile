@@ -21,13 +21,13 @@ $(BIN)/.ready: requirements.lock
 
 setup: $(BIN)/.ready ## environment in .venv, from the hashed lock file
 
-table6: setup ## results/table6.csv and .md on the embedded study
+table6: setup ## results/table6.csv and .md on the demo study
 	$(BIN)/snakemake --cores $(CORES) results/table6.csv
 	@echo && cat results/table6.md
 
 # Snakemake asks anew for jobs once a timespan, and once more with every job that ended: in seconds,
 # by the end of a long run, it takes an eighth of a core.
-all: setup ## every table and figure on the embedded study, and results/claims.md
+all: setup ## every table and figure on the demo study, and results/claims.md
 	$(BIN)/snakemake --cores $(CORES) --max-jobs-per-timespan 1000/10s
 	@echo && cat results/claims.md
 

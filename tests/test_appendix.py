@@ -28,7 +28,7 @@ A1 = Recipe(
 
 @cache
 def study() -> Study:
-    """The embedded study."""
+    """The demo study."""
     return load_file(ROOT / "config" / "config.yaml", ROOT)
 
 

@@ -497,7 +497,7 @@ def test_a_bad_command_line_is_told_and_runs_nothing(tmp_path, flags, line):
 # --- the workflow as a whole ---------------------------------------------------------------
 
 
-def test_the_default_is_the_embedded_study(tmp_path):
+def test_the_default_is_the_demo_study(tmp_path):
     study = load_file(ROOT / "config/config.yaml", ROOT)
     before = os.times()
     done = snakemake(tmp_path, None, "--dry-run")

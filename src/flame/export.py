@@ -124,7 +124,7 @@ print(images @ texts.T)
 ## Results
 
 Zero-shot, in percent, on the benchmarks of the study that it was trained in; where that is the
-embedded study, they are stand-ins drawn by a program, and say nothing of photographs.
+demo study, they are stand-ins drawn by a program, and say nothing of photographs.
 
 {table}"""
 

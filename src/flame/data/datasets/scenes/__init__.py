@@ -36,9 +36,9 @@ CARD = Card(
     licence="CC BY-SA 4.0 (OpenMoji)",
     texts="raw, short and long captions, pairs of a true and a false one, or class texts, as asked",
     bytes=0,
-    notes="Stands in for the training sets and benchmarks of the paper in the embedded study. "
+    notes="Stands in for the training sets and benchmarks of the paper in the demo study. "
     "Nothing is downloaded beyond the packages; every split is a random stream of its own.",
-    used_in="all of the embedded study",
+    used_in="all of the demo study",
 )
 
 
