@@ -1,11 +1,9 @@
-"""The stage `caption`: parts that go on where they were, and a table and report of all of them."""
+"""The program `caption`: parts resume, and are joined into one table with a report."""
 
-import functools
 import io
 import json
 from pathlib import Path
 
-import huggingface_hub
 import polars as pl
 import pytest
 from PIL import Image
@@ -16,9 +14,8 @@ from flame.data.datasets import Sample
 from flame.data.images import ImageReader
 from flame.data.shards import ShardWriter, shard_path
 from flame.runtime.checksums import verify
-from flame.study.schema.data import PublishedCaptions, TransformersCaptioner
+from flame.study.schema.data import TransformersCaptioner
 from flame.study.settings import CaptionSettings, CaptionsSettings
-from loopback import Loopback
 
 IMAGES = 7
 LONG, SHORT = "What is it?", "In short?"
@@ -27,12 +24,6 @@ CAPTIONER = TransformersCaptioner(
     id="none",
     prompts={"long": LONG, "short": SHORT},
     max_tokens={"long": 50, "short": 20},
-)
-PUBLISHED = PublishedCaptions(
-    engine="published",
-    id="owner/captions",
-    revision="a" * 40,
-    files={"long": "long.json", "short": "short.jsonl"},
 )
 
 
@@ -133,7 +124,7 @@ def test_an_interrupted_part_goes_on_and_asks_no_image_twice(pictures, engine, t
     engine.until = None
     caplog.set_level("INFO")
     write(pictures, out)
-    assert f"kept 4 of {IMAGES} images from an interrupted job" in caplog.text
+    assert f"resuming: 4 of {IMAGES} images are done" in caplog.text
     every = [(i, prompt) for i in range(IMAGES) for prompt in (LONG, SHORT)]
     assert engine.asked == every
     whole = pl.read_parquet(write(pictures, tmp_path / "whole.parquet"))
@@ -174,7 +165,7 @@ def test_a_part_of_other_images_is_refused(pictures, engine, tmp_path):
 
 def test_files_that_are_no_parts_are_refused_by_name(pictures, engine, tmp_path):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(ValueError, match=r"torn\.parquet is broken: .*; delete it to make it anew"):
+    with pytest.raises(ValueError, match=r"torn\.parquet is broken: .*; delete it and run again"):
         join(pictures, [tmp_path / "torn.parquet"])
     with pytest.raises(ValueError, match=r"captions\.parquet does not say how"):
         join(pictures, [pictures / "captions.parquet"])
@@ -255,67 +246,3 @@ def test_an_image_that_the_engine_refuses_counts_as_missing(pictures, engine, tm
     assert report["missing"] == {"long": 1, "short": 0}
     with pytest.raises(ValueError, match=r"1 of 7 images have no long caption.*: p3"):
         join(pictures, [path])
-
-
-# --- captions of others -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with Loopback() as server:
-        # The package reads HF_ENDPOINT once, when it is imported.
-        ask = functools.partial(huggingface_hub.hf_hub_download, endpoint=server.url)
-        monkeypatch.setattr(caption, "hf_hub_download", ask)
-        yield server
-
-
-def published(hub, keys, **changes):
-    """A hub's captions of some keys: long ones as a list, short ones as lines."""
-    objects = [{"__key__": key, "minicpm": f" The image {key} is red. "} for key in keys]
-    files = {
-        "long.json": json.dumps(objects).encode(),
-        "short.jsonl": "\n".join(map(json.dumps, objects)).encode(),
-    }
-    hub.hub(PUBLISHED.id, PUBLISHED.revision, files | changes)
-
-
-def test_published_captions_are_joined_by_key_and_the_others_counted(pictures, hub, tmp_path):
-    keys = [f"p{i}" for i in reversed(range(IMAGES))]
-    published(hub, [*keys, "p2", "elsewhere", "p2"])
-    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
-    table, report = join(pictures, [path], PUBLISHED)
-    expected = {key: f"The image {key} is red." for key in keys}
-    assert texts(table, "long") == texts(table, "short") == expected
-    assert len(table.filter(pl.col("kind") != "raw")) == 2 * IMAGES
-    # Of each of the two files.
-    assert (report["unknown"], report["double"], report["images"]) == (2, 4, IMAGES)
-    assert report["images_per_second"] is None
-    told = (tmp_path / "joined" / "report.md").read_text()
-    assert "2 captions are of images that are not here, 4 of images that had one." in told
-
-
-def test_too_many_images_without_a_published_caption_are_told_by_key(pictures, hub, tmp_path):
-    published(hub, ["p0", "p1", "p3", "p4", "p6"])
-    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
-    with pytest.raises(ValueError, match=r"2 of 7 images have no long caption.*20\.0%: p2, p5$"):
-        join(pictures, [path], PUBLISHED, max_skipped=0.2)
-    _, report = join(pictures, [path], PUBLISHED, max_skipped=0.3)
-    assert report["missing"] == {"long": 2, "short": 2}
-
-
-def test_an_empty_published_caption_is_none(pictures, hub, tmp_path):
-    empty = json.dumps([{"__key__": "p0", "minicpm": " "}]).encode()
-    published(hub, [f"p{i}" for i in range(IMAGES)], **{"long.json": empty})
-    path = write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
-    rows = pl.read_parquet(path).filter(kind="long").rows()
-    assert rows == [("p0", "long", None, "empty,dropped")]
-
-
-def test_published_objects_without_a_key_or_caption_are_refused(pictures, hub, tmp_path):
-    other = json.dumps([{"__key__": "p0", "minicpm": "Red."}, {"id": "p1", "minicpm": "Red."}])
-    published(hub, [], **{"long.json": other.encode()})
-    with pytest.raises(
-        ValueError, match=r"object 1 of long\.json in 'owner/captions' has no '__key__'"
-    ):
-        write(pictures, tmp_path / "0.parquet", captioner=PUBLISHED)
-    assert not (tmp_path / "0.parquet").exists()

@@ -25,8 +25,9 @@ from tests.test_fewshot import toy as words  # noqa: F401
 from tests.test_train import DIM, _call_number, inputs, log_lines, settings, weights  # noqa: F401
 
 import test_fewshot
-from flame import caption, download
-from flame.captioning.describe import Row, read_objects
+from flame import download
+from flame.captioning.describe import raw_captions, read_objects
+from flame.captioning.parts import Row, description, write_chunk
 from flame.data import datasets
 from flame.data.datasets import Sample, Skipped, _links
 from flame.data.datasets._published import items_of, lines_of
@@ -222,7 +223,7 @@ ALONE = EMBED.model_copy(update={"datasets": ("scenes",)})
 READERS = {
     "embed": lambda folder: embed(folder / "no-llm", [folder], folder / "out", ALONE),
     "CLIP": lambda folder: Tokens(folder / "captions.parquet", "raw", 8),
-    "caption": lambda folder: caption._raw_captions(folder, []),
+    "caption": lambda folder: raw_captions(folder, []),
     "images": lambda folder: ImageReader(folder),
 }
 
@@ -245,10 +246,10 @@ def test_digests_are_those_of_sha256sum(scenes):
 
 def test_torn_answers_of_an_engine_are_named(tmp_path):
     part = tmp_path / "0.parquet"
-    caption._write_chunk(part, [Row("k", "short", "a dog", "")], images=1)
+    write_chunk(part, [Row("k", "short", "a dog", "")], images=1)
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"{part} is broken"):
-        caption._about(part)
+        description(part)
 
 
 @pytest.mark.parametrize("name", ["json", "parquet"])

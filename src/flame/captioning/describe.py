@@ -1,64 +1,87 @@
-"""Captions of images by a multimodal LLM, what is wrong with them, and captions of others."""
+"""Images -> captions by a multimodal LLM: ask, check, retry once, fall back to the raw caption."""
 
 import hashlib
 import json
 import logging
 import re
-import unicodedata
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+import polars as pl
 from PIL import Image
 
+from flame.captioning import engines
 from flame.captioning.engines import Engine, Reply, Request
-from flame.runtime.checksums import utf8
+from flame.captioning.faults import faults
+from flame.captioning.parts import Row, chunk_path, write_chunk
+from flame.data.images import ImageReader
+from flame.data.shards import ImageError
+from flame.runtime import progress
+from flame.runtime.checksums import utf8, verified
+from flame.runtime.parts import rows_of
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
+from flame.study.settings import CaptionSettings
 
 log = logging.getLogger(__name__)
 
 Captioner = VllmCaptioner | ServerCaptioner | TransformersCaptioner
 
-NGRAM = 4
-MOST_REPEATED = 0.25  # share of n-grams; of 110 words of prose under 0.1
-LETTERS = 0.5  # least share of what is no space
-LONG_WORD = 25  # mean letters of a word from which a text is one without spaces
 BLOCK = 1 << 20  # characters of a JSON file read at a time
 LARGEST = 16 * BLOCK  # characters of an object in it
-DEAD = 16  # requests that all fail, from which it is not the images that are at fault
-
-REFUSAL = re.compile(
-    r"\W*(?:"
-    r"(?:i'?m|i am|we are|we're)\s+(?:(?:really|very|so)\s+)?"
-    r"(?:sorry|unable|not able|afraid|an ai\b|a (?:large )?language model)"
-    r"|sorry\b|unfortunately,? (?:i|we)\b|i apologi[sz]e|my apologies|as an ai\b"
-    r"|i (?:cannot|can'?t|could not|couldn't|do not|don't|am not)\b"
-    r"|(?:please|could you|can you) (?:please )?(?:provide|upload|share|attach)\b"
-    r"|(?:no image|there is no image|there's no image)\b"
-    r"|对不起|抱歉|很抱歉|作为一个人工智能"
-    r")",
-    re.IGNORECASE,
-)
-LEAKED = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>"
-    r"|</?(?:s|bos|eos|pad|unk|mask|image|img|video|think|tool_call|box|ref|quad|slice|image_id)>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
-    r"|(?m:^\s*(?:USER|ASSISTANT|SYSTEM)\s*:)|(?m:^\s*#+\s*(?:Human|Assistant|Instruction)\b)"
-)
+DEAD = 16  # failed requests from which the engine is to blame, not the images
 
 
-class Row(NamedTuple):
-    """A caption and what happened to it; without a text there is none.
+def describe_part(
+    captioner: Captioner, images: Path, folder: Path, settings: CaptionSettings, chunk: int
+) -> None:
+    """Caption the images of one part, chunk by chunk; chunks that exist are kept.
 
-    Flags, joined by commas: what was wrong with the first try (and the second), then `retried`,
-    and `fallback` where the raw caption took its place or `dropped` where there was no raw one;
-    `broken` alone for an image that cannot be read.
+    Args:
+        captioner: multimodal LLM and its prompts.
+        images: folder of the data set.
+        folder: where chunks are written.
+        settings: which part of the images.
+        chunk: images per chunk.
     """
+    reader = ImageReader(images)
+    own = rows_of(len(reader), settings.part, settings.parts)
+    chunks = {
+        chunk_path(folder, number): own[first : first + chunk]
+        for number, first in enumerate(range(0, len(own), chunk))
+    }
+    missing = {path: rows for path, rows in chunks.items() if not path.exists()}
+    done = len(own) - sum(map(len, missing.values()))
+    if done:
+        log.info("resuming: %d of %d images are done", done, len(own))
+    if not missing:
+        return
+    raw = raw_captions(images, reader.keys[own.start : own.stop])
+    engine = engines.create(captioner)
+    title = f"caption {settings.dataset} {settings.part + 1}/{settings.parts}"
+    with progress.bar(len(own), "images", title, done=done) as bar:
+        for path, rows in missing.items():
+            began = time.monotonic()
+            readable = _read(reader, rows)
+            found = describe(engine, readable, captioner, raw)
+            found += [
+                Row(reader.keys[i], kind, None, "broken")
+                for i in rows
+                if reader.keys[i] not in readable
+                for kind in captioner.prompts
+            ]
+            seconds = time.monotonic() - began
+            broken = len(rows) - len(readable)
+            write_chunk(path, found, images=len(rows), broken=broken, seconds=seconds)
+            bar.update(len(rows))
 
-    key: str
-    kind: str
-    text: str | None
-    flags: str
+
+def raw_captions(images: Path, keys: list[str]) -> dict[str, str]:
+    """Key -> first raw caption, for every key that has one."""
+    table = pl.scan_parquet(verified(images / "captions.parquet")).filter(pl.col("kind") == "raw")
+    rows = table.filter(pl.col("key").is_in(keys)).select("key", "text").collect().rows()
+    return dict(reversed(rows))
 
 
 def describe(
@@ -67,29 +90,29 @@ def describe(
     captioner: Captioner,
     raw: Mapping[str, str],
 ) -> list[Row]:
-    """Captions of every kind for some images, each tried at most twice.
+    """Captions of every kind for some images, with at most one retry each.
 
     Args:
-        engine: the captioner's.
+        engine: engine of the captioner.
         images: key -> upright RGB image.
-        captioner: what to ask, and how to draw.
-        raw: key -> raw caption, which stands in for one that stays bad.
+        captioner: prompts and sampling.
+        raw: key -> raw caption, the fallback for a caption that stays bad.
 
     Returns:
-        One row for each image and kind, the kinds of an image side by side.
+        One row per image and kind; the kinds of an image are adjacent.
 
     Raises:
-        ValueError: the engine answers nothing at all.
+        ValueError: every request failed.
     """
     wanted = [(key, kind) for key in images for kind in captioner.prompts]
     first = _ask(engine, images, wanted, captioner, captioner.sampling, "first")
     errors = [reply.text for reply in first.values() if reply.finish == "error"]
     if errors:
-        log.warning("%d of %d requests failed, such as: %s", len(errors), len(first), errors[0])
+        log.warning("%d of %d requests failed, for example: %s", len(errors), len(first), errors[0])
     if len(errors) == len(first) >= DEAD:
-        raise ValueError(f"none of {len(first)} requests was answered; the last: {errors[-1]}")
+        raise ValueError(f"all {len(first)} requests failed; the last one: {errors[-1]}")
     wrong = {pair: faults(reply.text, reply.finish) for pair, reply in first.items()}
-    # An error is no matter of drawing: the engine has tried it as often as it may.
+    # Other sampling does not cure an error, and the engine has already retried it.
     again = [pair for pair in wanted if wrong[pair] and "error" not in wrong[pair]]
     second = _ask(engine, images, again, captioner, captioner.retry, "second")
     rows = []
@@ -101,15 +124,26 @@ def describe(
             flags += [*left, "retried"]
         text: str | None = reply.text.strip()
         if left:
-            text, how = stand_in(raw.get(pair[0]))
+            text, how = fallback(raw.get(pair[0]))
             flags.append(how)
         rows.append(Row(*pair, text, ",".join(dict.fromkeys(flags))))
     return rows
 
 
-def stand_in(raw: str | None) -> tuple[str | None, str]:
-    """What takes the place of a bad caption, and the flag that says so."""
+def fallback(raw: str | None) -> tuple[str | None, str]:
+    """Replacement of a bad caption, and the flag for it."""
     return (raw, "fallback") if raw else (None, "dropped")
+
+
+def _read(reader: ImageReader, rows: range) -> dict[str, Image.Image]:
+    """Images by key; unreadable ones are logged and left out."""
+    found = {}
+    for i in rows:
+        try:
+            found[reader.keys[i]] = Image.fromarray(reader.read(i))
+        except ImageError as error:
+            log.warning("skipped: %s", error)
+    return found
 
 
 def _ask(
@@ -120,7 +154,7 @@ def _ask(
     sampling: Sampling,
     attempt: str,
 ) -> dict[tuple[str, str], Reply]:
-    """Replies to some (key, kind), whose seeds depend on nothing but these and the attempt."""
+    """Replies by (key, kind); a seed depends only on these two, the captioner and the attempt."""
     requests = []
     for key, kind in pairs:
         purpose = repr((captioner.seed, attempt, key, kind)).encode()
@@ -129,56 +163,6 @@ def _ask(
         requests.append(Request(images[key], prompt, sampling, limit, seed))
     replies = engine.describe(requests) if requests else []
     return dict(zip(pairs, replies, strict=True))
-
-
-def faults(text: str, finish: Literal["stop", "length", "error"]) -> tuple[str, ...]:
-    """What is wrong with a caption.
-
-    Args:
-        text: as the model gave it.
-        finish: how the model ended.
-
-    Returns:
-        Of `error`, `empty`, `cut`, `loop`, `refusal`, `leaked`, `garbled` those that hold; nothing
-        of a good caption.
-    """
-    if finish == "error":
-        return ("error",)
-    if not text.strip():
-        return ("empty",)
-    found = {
-        "cut": finish == "length",
-        "loop": repeated(text) > MOST_REPEATED,
-        "refusal": REFUSAL.match(text) is not None,
-        "leaked": LEAKED.search(text) is not None,
-        "garbled": _garbled(text),
-    }
-    return tuple(name for name, holds in found.items() if holds)
-
-
-def repeated(text: str, n: int = NGRAM) -> float:
-    """Share of a text's n-grams of words that were there before, from 0 to under 1.
-
-    Prose of caption length has next to none; `a red apple, a red apple, a red apple` has a half.
-    In a text without spaces, such as a Chinese one, every letter is a word.
-    """
-    words = re.findall(r"\w+", text.lower())
-    if sum(map(len, words)) > LONG_WORD * len(words):
-        words = [*"".join(words)]
-    ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
-
-
-def _garbled(text: str) -> bool:
-    """Bytes that are no language: broken, unassigned or control characters, or hardly a letter."""
-    visible = [letter for letter in text if not letter.isspace()]
-    letters = 0
-    for letter in visible:
-        category = unicodedata.category(letter)
-        if letter == "\N{REPLACEMENT CHARACTER}" or category in ("Cc", "Cn", "Co", "Cs"):
-            return True
-        letters += category[0] in "LM"
-    return letters < LETTERS * len(visible)
 
 
 def read_objects(path: Path) -> Iterator[dict[str, Any]]:

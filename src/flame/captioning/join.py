@@ -1,0 +1,145 @@
+"""Parts of a data set's captions -> one table with the captions it came with."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from flame.captioning.parts import COUNTS, description
+from flame.runtime.checksums import sha256, verified
+from flame.runtime.resumable import write_atomic
+from flame.study.schema.data import PublishedCaptions
+from flame.study.settings import CaptionsSettings
+
+# Fields in which the parts of one set may differ.
+OWN = ("part", "made_with", "chunk", "seconds", *COUNTS)
+
+
+def inputs(images: Path) -> dict[str, str]:
+    """Digests of the tables of a data set that captioning reads."""
+    return {name: sha256(images / f"{name}.parquet") for name in ("index", "captions")}
+
+
+def kinds(settings: CaptionsSettings) -> list[str]:
+    """Kinds of captions that the captioner writes."""
+    captioner = settings.captioner
+    return [*(captioner.files if captioner.engine == "published" else captioner.prompts)]
+
+
+def ordered(
+    parts: Sequence[Path], images: Path, settings: CaptionsSettings
+) -> dict[Path, Mapping[str, Any]]:
+    """Parts in order, each with its description.
+
+    Raises:
+        ValueError: a part is missing or given twice, differs from the others, or is of other images
+            or another captioner.
+    """
+    found = sorted(((path, description(path)) for path in parts), key=lambda item: item[1]["part"])
+    numbers = [about["part"] for _, about in found]
+    count = max(about["parts"] for _, about in found)
+    if numbers != list(range(count)):
+        raise ValueError(f"parts {numbers} of captions that were written in {count}")
+    wanted = settings.model_dump(mode="json", exclude={"max_skipped"}) | {
+        "inputs": inputs(images),
+        "parts": count,
+    }
+    for path, about in found:
+        for name in sorted((about.keys() | wanted.keys()) - set(OWN)):
+            here, there = (json.dumps(a.get(name), sort_keys=True) for a in (about, wanted))
+            if here != there:
+                raise ValueError(f"{path} has {name} {here}, where the study has {there}")
+    return dict(found)
+
+
+def write_table(
+    parts: Sequence[Path], images: Path, out: Path, settings: CaptionsSettings
+) -> pl.LazyFrame:
+    """Write `out`: the new captions, and those of the data set of all other kinds.
+
+    Args:
+        parts: in order.
+        images: folder of the data set.
+        out: Parquet file to write.
+        settings: captioner and its limits.
+
+    Returns:
+        Rows of all parts as they are used, those without a text included.
+    """
+    own = pl.scan_parquet(verified(images / "captions.parquet"))
+    written = replace_shared(pl.scan_parquet([*parts]), own, settings)
+    kept = written.filter(pl.col("text").is_not_null())
+    whole = pl.concat([own.filter(~pl.col("kind").is_in(kinds(settings))), kept])
+    write_atomic(out, whole.sink_parquet)
+    return written
+
+
+def replace_shared(
+    written: pl.LazyFrame, own: pl.LazyFrame, settings: CaptionsSettings
+) -> pl.LazyFrame:
+    """Captions in which a text shared by too many images is replaced by the raw captions.
+
+    Published captions stay as they are.
+    """
+    if isinstance(settings.captioner, PublishedCaptions):
+        return written
+    is_own = pl.col("text").is_not_null() & ~pl.col("flags").str.contains("fallback")
+    marked = written.with_columns(hash=pl.when(is_own).then(pl.col("text").hash()))
+    shared = (
+        marked.filter(is_own)
+        .group_by("kind", "hash")
+        .agg(images=pl.len())
+        .filter(pl.col("images") > settings.captioner.max_alike)
+        .collect(engine="streaming")
+    )
+    if shared.is_empty():
+        return written
+    raw = own.filter(kind="raw").unique("key", keep="first", maintain_order=True)
+    joined = marked.join(
+        shared.lazy(), on=["kind", "hash"], how="left", maintain_order="left"
+    ).join(raw.select("key", raw="text"), on="key", how="left", maintain_order="left")
+    alike, raw_text = pl.col("images").is_not_null(), pl.col("raw").replace("", None)
+    how = pl.when(raw_text.is_null()).then(pl.lit("dropped")).otherwise(pl.lit("fallback"))
+    before = pl.when(pl.col("flags") != "").then(pl.col("flags") + ",").otherwise(pl.lit(""))
+    return joined.select(
+        "key",
+        "kind",
+        text=pl.when(alike).then(raw_text).otherwise("text"),
+        flags=pl.when(alike).then(before + "alike," + how).otherwise("flags"),
+    )
+
+
+def without_caption(images: Path, written: pl.LazyFrame, kind: str) -> list[str]:
+    """Keys of the images that the captioner has no caption of this kind for.
+
+    An image counts even if a raw caption is used because the engine failed.
+    """
+    index = pl.scan_parquet(verified(images / "index.parquet"))
+    there = written.filter(
+        pl.col("kind") == kind,
+        pl.col("text").is_not_null() & ~pl.col("flags").str.contains("error"),
+    )
+    return index.select("key").join(there, on="key", how="anti").collect()["key"].to_list()
+
+
+def check_missing(
+    missing: Mapping[str, Sequence[str]], images: int, settings: CaptionsSettings
+) -> None:
+    """Fail if too many images have no caption.
+
+    Args:
+        missing: kind -> keys of the images without one.
+        images: number of all images.
+        settings: share of images that may have none.
+
+    Raises:
+        ValueError: more than `max_skipped` of the images, with some of their keys.
+    """
+    for kind, keys in missing.items():
+        if len(keys) > settings.max_skipped * images:
+            raise ValueError(
+                f"{len(keys)} of {images} images have no {kind} caption, more than "
+                f"{settings.max_skipped:.1%}: {', '.join(keys[:20])}"
+            )
