@@ -11,7 +11,7 @@ from flame.evaluation.bootstrap import interval
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure, Table
 from flame.study.settings import TableSettings
-from flame.table import table
+from flame.table import fill_table
 
 # As in Table 7, the model with 7 prompts stands there twice.
 REPORTED = """\
@@ -85,7 +85,7 @@ def fill(files, rows, columns, match=None, *, seeds: int = 1, claims=()) -> tupl
         bootstrap=Bootstrap(),
         version=1,
     )
-    table([f[0] for f in files], [f[1] for f in files], reported, csv, markdown, settings)
+    fill_table([f[0] for f in files], [f[1] for f in files], reported, csv, markdown, settings)
     return csv.read_text(), markdown.read_text()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from flame.evaluation.encoder import RECORD
-from flame.report.results_table import markdown_table, metric_name
+from flame.report.markdown import markdown_table, metric_name
 from flame.runtime import command
 from flame.runtime.checksums import read_json, seal, sha256, verified, verify
 from flame.runtime.resumable import resumable, write_atomic

@@ -12,7 +12,7 @@ from huggingface_hub import get_token
 
 from flame.data.datasets import module
 from flame.report import costs
-from flame.report.results_table import markdown_table
+from flame.report.markdown import markdown_table
 from flame.runtime import command
 from flame.runtime.errors import known
 from flame.study.load import load_file

@@ -1,20 +1,21 @@
-"""Metrics of runs -> a table of the paper, with its reported number beside every measured one."""
+"""Metrics of runs -> the tables of the paper, its claims, and its appendix, beside what it reports.
 
+Subcommands: `results` fills a table, `claims` judges the claims of the paper, `appendix` compares
+recipe and prompts of the study with the paper's.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 
-import polars as pl
-
-from flame.report import check_table, results, results_table, verdicts
-from flame.report.reported import matching, number, read
-from flame.report.results import Results
-from flame.report.results_table import Cell
+from flame.report import appendix, check_table, claims, results, results_table
+from flame.report.reported import read
 from flame.runtime import command
+from flame.runtime.checksums import read_json
 from flame.runtime.resumable import write_atomic
-from flame.study.schema.tables import Column, Row, Table
-from flame.study.settings import TableSettings
+from flame.study.settings import AppendixSettings, ClaimsSettings, TableSettings
 
 
-def table(
+def fill_table(
     metrics: list[Path],
     hits: list[Path],
     reported: Path,
@@ -27,52 +28,70 @@ def table(
     Args:
         metrics: JSON files of the evaluate and few-shot stages.
         hits: the Parquet file beside each of them.
-        reported: CSV of the paper's numbers, one a row.
-        csv: CSV to write: per column the value, both ends of its interval, the paper's number;
-            of a table with a tolerance these, and a verdict, in one line for each number.
-        markdown: the same, to be read, and the claims of the paper that belong to the table.
+        reported: CSV with the paper's numbers, one per row.
+        csv: CSV to write. Per column: the value, both ends of its interval, the paper's number. A
+            table with a tolerance has one line per number instead, with a verdict.
+        markdown: Markdown to write: the same, with the claims of the paper that belong to the
+            table.
         settings: rows, columns and claims.
     """
-    answers = results.read(metrics, hits, settings.runs, settings.bootstrap)
+    measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
     printed = read(reported, settings.table.reported)
-    cells = [
-        [cell(answers, printed, settings.table, row, column) for column in settings.table.columns]
-        for row in settings.table.rows
-    ]
-    judged = [verdicts.judge(claim, answers, {}) for claim in settings.claims]
+    cells = results_table.fill(measured, printed, settings.table)
     form = results_table if settings.table.tolerance is None else check_table
     text = form.as_markdown(cells, settings)
-    if judged:
-        text += f"\n**Claims**\n\n{verdicts.as_markdown(judged, settings.datasets)}"
+    if settings.claims:
+        verdicts = [claims.judge(claim, measured, {}) for claim in settings.claims]
+        text += f"\n**Claims**\n\n{claims.claims_table(verdicts, settings.datasets)}"
     write_atomic(csv, form.as_csv(cells, settings).encode())
     write_atomic(markdown, text.encode())
 
 
-def cell(answers: Results, printed: pl.DataFrame, table: Table, row: Row, column: Column) -> Cell:
-    """What was measured, and what the paper reports, for a row in a column.
+def judge_claims(
+    metrics: list[Path],
+    hits: list[Path],
+    csv: Path,
+    markdown: Path,
+    settings: ClaimsSettings,
+    overhead: Path | None = None,
+) -> None:
+    """Compare every claim of the paper with what was measured.
 
     Args:
-        answers: of the runs.
-        printed: the table's numbers in the paper; a benchmark that none of them is of has none.
-        table: where they are from.
-        row: its run, and which of the numbers belong to it.
-        column: benchmarks and metric.
+        metrics: JSON files of the evaluate and few-shot stages.
+        hits: the Parquet file beside each of them.
+        csv: CSV to write, one line per claim.
+        markdown: Markdown to write: the same, under a summary.
+        settings: the claims.
+        overhead: JSON of the overhead stage, for claims about time.
     """
-    measured, gain, paper, paper_gain = None, None, None, None
-    if row.run is not None:
-        measured = answers.rate(row.run, column.measures)
-        if row.gain_over is not None:
-            gain = answers.difference(row.run, row.gain_over, column.measures)
-    name = column.printed
-    if row.reported is not None and name.benchmark in printed["benchmark"]:
-        wanted = {**row.reported, **name.model_dump()}
-        paper = number(printed, table.reported.file, wanted)
-        gains = wanted | {"metric": f"{name.metric}_gain_over_clip"}
-        # Table 7 prints a gain of visual backbones, and none of LLMs.
-        if row.gain_over and not matching(printed, table.reported.file, gains).is_empty():
-            paper_gain = number(printed, table.reported.file, gains)
-    return Cell(measured, paper, gain, paper_gain)
+    measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
+    ratios = read_json(overhead)["ratios"] if overhead is not None else {}
+    verdicts = [claims.judge(claim, measured, ratios) for claim in settings.claims]
+    write_atomic(csv, claims.as_csv(verdicts).encode())
+    write_atomic(markdown, claims.as_markdown(verdicts, settings).encode())
 
+
+def compare_appendix(reported: Path, csv: Path, markdown: Path, settings: AppendixSettings) -> None:
+    """Compare the recipe or the prompts of the study with the paper's appendix.
+
+    Args:
+        reported: CSV with what the paper prints.
+        csv: CSV to write: each text of the paper and of the study, and whether they differ.
+        markdown: Markdown to write: the same.
+        settings: the recipe, or the facets and prompts.
+    """
+    printed = read(reported, settings.table.reported).to_dicts()
+    records = appendix.records_of(settings, printed)
+    write_atomic(csv, appendix.as_csv(records).encode())
+    write_atomic(markdown, appendix.as_markdown(records, settings).encode())
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "results": fill_table,
+    "claims": judge_claims,
+    "appendix": compare_appendix,
+}
 
 if __name__ == "__main__":
-    command.main(table)
+    command.main(COMMANDS)

@@ -15,7 +15,7 @@ from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.runs import PretrainedRun
 from flame.study.schema.tables import Table
 from flame.study.settings import TableSettings
-from flame.table import table
+from flame.table import fill_table
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = """\
@@ -66,7 +66,7 @@ def checked(folder: Path, rows, columns, tolerance=0.5, **hits: int) -> tuple[li
         version=1,
     )
     out = folder / "t.csv", folder / "t.md"
-    table([f[0] for f in files], [f[1] for f in files], folder / "sanity.csv", *out, settings)
+    fill_table([f[0] for f in files], [f[1] for f in files], folder / "sanity.csv", *out, settings)
     return pl.read_csv(out[0]).to_dicts(), out[1].read_text()
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from flame.report.reported import number, read
 from flame.report.results import Results
+from flame.report.results_table import cell
 from flame.study.load import load_file
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Reported
-from flame.table import cell
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "config" / "reported").glob("*.csv"))

@@ -24,7 +24,7 @@ rule table:
         numbers=table_numbers,
         settings=table_settings,
     shell:
-        "{params.program} flame.table --metrics {input.metrics} --hits {input.hits}"
+        "{params.program} flame.table results --metrics {input.metrics} --hits {input.hits}"
         " --reported {params.reported:q} --csv {output.csv} --markdown {output.markdown}"
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
@@ -50,7 +50,7 @@ rule claims:
         overhead=claims_overhead_flag,
         settings=claims_settings,
     shell:
-        "{params.program} flame.claims --metrics {input.metrics} --hits {input.hits}"
+        "{params.program} flame.table claims --metrics {input.metrics} --hits {input.hits}"
         " {params.overhead} --csv {output.csv} --markdown {output.markdown}"
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
@@ -78,7 +78,7 @@ rule appendix:
         numbers=appendix_numbers,
         settings=appendix_settings,
     shell:
-        "{params.program} flame.appendix --reported {params.reported:q} --csv {output.csv}"
+        "{params.program} flame.table appendix --reported {params.reported:q} --csv {output.csv}"
         " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
 
 

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate
-from flame.report.results_table import Cell, markdown_table, measured_on, metric_name
+from flame.report.results_table import Cell, measured_on
 from flame.study.schema.tables import Column, Row, Table
 from flame.study.settings import TableSettings
 

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import polars as pl
 
-from flame.report.results import Estimate
-from flame.study.schema.tables import Column, Row
+from flame.report.markdown import markdown_table, metric_name
+from flame.report.reported import matching, number
+from flame.report.results import Estimate, Results
+from flame.study.schema.tables import Column, Row, Table
 from flame.study.settings import TableSettings
 
 MEASURED = """\
@@ -42,6 +44,43 @@ class Cell(NamedTuple):
     gain: Estimate | None = None
     paper_gain: float | None = None
     """In points."""
+
+
+def fill(results: Results, printed: pl.DataFrame, table: Table) -> list[list[Cell]]:
+    """Cells of a table, row by row.
+
+    Args:
+        results: of the runs.
+        printed: the table's numbers in the paper.
+        table: rows and columns.
+    """
+    return [[cell(results, printed, table, row, c) for c in table.columns] for row in table.rows]
+
+
+def cell(results: Results, printed: pl.DataFrame, table: Table, row: Row, column: Column) -> Cell:
+    """What was measured, and what the paper reports, for a row in a column.
+
+    Args:
+        results: of the runs.
+        printed: the table's numbers in the paper; a benchmark that none of them is of has none.
+        table: where they are from.
+        row: its run, and which of the numbers belong to it.
+        column: benchmarks and metric.
+    """
+    measured, gain, paper, paper_gain = None, None, None, None
+    if row.run is not None:
+        measured = results.rate(row.run, column.measures)
+        if row.gain_over is not None:
+            gain = results.difference(row.run, row.gain_over, column.measures)
+    name = column.printed
+    if row.reported is not None and name.benchmark in printed["benchmark"]:
+        wanted = {**row.reported, **name.model_dump()}
+        paper = number(printed, table.reported.file, wanted)
+        gains = wanted | {"metric": f"{name.metric}_gain_over_clip"}
+        # Table 7 prints a gain of visual backbones, and none of LLMs.
+        if row.gain_over and not matching(printed, table.reported.file, gains).is_empty():
+            paper_gain = number(printed, table.reported.file, gains)
+    return Cell(measured, paper, gain, paper_gain)
 
 
 def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
@@ -80,18 +119,6 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
     head = MEASURED.format(study=settings.study)
     notes = "".join(_notes(settings))
     return f"**{table.title}**\n\n{head}\n{markdown_table(lines)}\n{notes}"
-
-
-def markdown_table(lines: Iterable[Sequence[str]]) -> str:
-    """Cells -> lines of a Markdown table; the second of them is its rule."""
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-
-
-def metric_name(metric: str) -> str:
-    """`i2t_r@1` -> `I2T R@1`, `top1` -> `top-1`, `image_score` -> `image score`."""
-    words = metric.replace("_", " ")
-    return words.upper() if "@" in words else words.replace("top", "top-")
 
 
 def measured_on(column: Column, settings: TableSettings) -> str:

@@ -94,12 +94,3 @@ def training_file(inputs: Sequence[Path], training: str) -> Path:
     if training not in files:
         raise ValueError(f"no file of training {known(training, files)}")
     return files[training]
-
-
-def metric_name(metric: str) -> str:
-    """`i2t_r@1` -> `image to text R@1`, `top1` -> `top-1`; others lose their underscores."""
-    direction, _, rest = metric.partition("_")
-    names = {"i2t": "image to text", "t2i": "text to image"}
-    if direction in names:
-        return f"{names[direction]} {rest.upper()}"
-    return metric.replace("_", " ").replace("top1", "top-1")

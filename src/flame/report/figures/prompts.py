@@ -8,7 +8,8 @@ from textwrap import wrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flame.report.figures import GREY, PALETTE, canvas, metric_name, read
+from flame.report.figures import GREY, PALETTE, canvas, read
+from flame.report.markdown import metric_name
 from flame.report.results import Estimate
 from flame.study.schema.figures import PromptsFigure
 from flame.study.schema.tables import Column
@@ -77,4 +78,4 @@ def _title(column: Column, settings: FigureSettings) -> str:
     sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
     measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"
     lines = [*wrap(column.benchmark, WIDTH), *wrap(f"[{measured}]", WIDTH)]
-    return "\n".join([*lines, f"{metric_name(column.metric)}, %"])
+    return "\n".join([*lines, f"{metric_name(column.metric, spelled_out=True)}, %"])

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import FixedLocator
 
-from flame.report.figures import GREY, LINES, MARKERS, PALETTE, canvas, metric_name, read
+from flame.report.figures import GREY, LINES, MARKERS, PALETTE, canvas, read
+from flame.report.markdown import metric_name
 from flame.report.results import Results
 from flame.study.schema.figures import RadarFigure
 from flame.study.schema.tables import Measure
@@ -41,7 +42,7 @@ def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
             label: _values(results, run, metric, chosen) for label, run in chosen.runs.items()
         }
         _web(axes, values, list(chosen.languages))
-        axes.set_title(f"{metric_name(metric)}, %", pad=14)
+        axes.set_title(f"{metric_name(metric, spelled_out=True)}, %", pad=14)
     return figure
 
 

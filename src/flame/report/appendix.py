@@ -1,16 +1,43 @@
 """The study's recipe and prompts, value by value beside those of the paper's appendix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
+from flame.report.markdown import bold, markdown_table
 from flame.runtime.errors import known
 from flame.study.schema.llms import Facet, Prompt
 from flame.study.schema.runs import Augment, Recipe
+from flame.study.settings import AppendixSettings
 
 # What `flame.training.optim` does whatever the recipe says.
 FIXED = {"optimizer": "AdamW", "schedule": "cosine decay"}
 DIFFERS = "differs"
 Record = dict[str, str | None]
+
+
+def records_of(settings: AppendixSettings, printed: Sequence[Record]) -> list[Record]:
+    """Every text of the paper and of the study, and whether they differ.
+
+    Args:
+        settings: the recipe, or the facets and prompts.
+        printed: lines of the paper's table.
+    """
+    if settings.recipe is not None:
+        return recipe_records(settings.recipe, printed)
+    return prompt_records(settings.facets, settings.prompts, printed)
+
+
+def as_csv(records: Sequence[Record]) -> str:
+    """One line per record."""
+    return pl.DataFrame(records, infer_schema_length=None).write_csv()
+
+
+def as_markdown(records: Sequence[Record], settings: AppendixSettings) -> str:
+    """The records under the title of the table."""
+    body = _prompts_body if settings.recipe is None else _recipe_body
+    return f"**{settings.table.title}**\n\n{body(records, settings)}"
 
 
 def recipe_records(recipe: Recipe, printed: Sequence[Record]) -> list[Record]:
@@ -64,6 +91,55 @@ def prompt_records(
         missing = "not in the paper" if not paper else None if ours else "not in this study"
         records.append({**record, "differs": missing or _differs(not same)})
     return records
+
+
+def _recipe_body(records: Iterable[Record], settings: AppendixSettings) -> str:
+    lines = [["config", "key", "paper", "this study", ""], ["---", "---", "---:", "---:", "---"]]
+    others = [["key", "this study", "meaning"], ["---", "---:", "---"]]
+    for record in records:
+        cells = {key: value or "" for key, value in record.items()}
+        key, mark = f"`{cells['key']}`", bold(record["differs"])
+        if not record["config"]:
+            others.append([key, cells["study"], cells["meaning"]])
+        else:
+            key = "" if record["key"] in FIXED else key
+            lines.append([cells["config"], key, cells["paper"], cells["study"], mark])
+    towers = ", ".join(settings.backbones) or "none"
+    return (
+        f"Recipe *{settings.table.recipe}* of the *{settings.study}* study; visual towers trained "
+        f"by it: {towers}.\n\n{markdown_table(lines)}\n"
+        f"Keys of the recipe that the paper's table does not have:\n\n{markdown_table(others)}"
+    )
+
+
+def _prompts_body(records: Sequence[Record], settings: AppendixSettings) -> str:
+    lines = [["#", "facet", "level", "distinct part", "long", "short", ""]]
+    lines.append(["---:", *["---"] * 6])
+    for record in records:
+        study, paper = (_prompt_cells(record, side) for side in ("study", "paper"))
+        number, facet = record["number"] or "", f"`{record['facet']}`"
+        lines.append([number, facet, *(study if any(study) else paper), bold(record["differs"])])
+        if all(any(side) for side in (study, paper)) and study != paper:
+            lines.append(["", "<sub>paper</sub>", *(f"<sub>{cell}</sub>" for cell in paper), ""])
+    return (
+        f"The prompts of the *{settings.study}* study, with those of the paper where the two "
+        "differ. *long*, *short*: whether a prompt is a default for long and for short captions.\n"
+        f"\n{markdown_table(lines)}\n{_template_table(records, settings)}"
+    )
+
+
+def _template_table(records: Iterable[Record], settings: AppendixSettings) -> str:
+    paper = dict.fromkeys(r["template paper"] for r in records if r["template paper"])
+    lines = [["prompt", "captions", "whole template", ""], ["---", "---", "---", "---"]]
+    lines += [["paper", "", f"`{template}`", ""] for template in paper]
+    for name, prompt in settings.prompts.items():
+        mark = bold(None if prompt.template in paper else DIFFERS)
+        lines.append([f"`{name}`", ", ".join(prompt.captions), f"`{prompt.template}`", mark])
+    return markdown_table(lines)
+
+
+def _prompt_cells(record: Record, side: str) -> list[str]:
+    return [record[f"{key} {side}"] or "" for key in ("level", "text", "long", "short")]
 
 
 def _study_prompt(name: str, facets: Mapping[str, Facet], prompts: Mapping[str, Prompt]) -> Record:

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from answers import counted, write
-from flame.claims import claims
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure
 from flame.study.settings import ClaimsSettings
+from flame.table import judge_claims
 
 LONG = Measure(benchmark="S4V", metric="i2t_r@1")
 RATES = {"good": 80, "bad": 20, "equal": 20}
@@ -50,7 +50,7 @@ def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list
     csv, markdown = folder / "claims.csv", folder / "claims.md"
     metrics, hits = [f[0] for f in files], [f[1] for f in files]
     times = folder / "overhead.json" if overhead else None
-    claims(metrics, hits, csv, markdown, settings, times)
+    judge_claims(metrics, hits, csv, markdown, settings, times)
     return pl.read_csv(csv).to_dicts(), markdown.read_text()
 
 
@@ -125,7 +125,7 @@ def test_a_mean_of_many_benchmarks_is_named_by_its_ends(tmp_path):
         version=1,
     )
     out = tmp_path / "c.csv", tmp_path / "c.md"
-    claims([f[0] for f in files], [f[1] for f in files], *out, settings)
+    judge_claims([f[0] for f in files], [f[1] for f in files], *out, settings)
     assert "good against bad, mean of 6, set 0 to set 5</sub>" in out[1].read_text()
 
 

@@ -1,16 +1,38 @@
 """Claims of the paper -> what was measured of them, and whether they hold."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import polars as pl
+
+from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate, Results
-from flame.report.results_table import markdown_table, metric_name
 from flame.runtime.errors import known
 from flame.study.schema.tables import Claim
+from flame.study.settings import ClaimsSettings
 
 Word = Literal["holds", "does not hold", "cannot be tested here"]
 MOST_NAMED = 4  # benchmarks of a claim; of more, their number and the first and last
 WORDS: tuple[Word, ...] = ("holds", "does not hold", "cannot be tested here")
+PREAMBLE = """\
+# Claims of the paper in the *{study}* study
+
+What FLAME (arXiv 2411.11927) says, held against what the *{study}* study measured. {total} claims;
+**holds: {holds}**, **does not hold: {fails}**, **cannot be tested here: {untested}**. In brackets,
+behind each benchmark of the paper, the data set that was measured for it; where it is another one,
+only the sign of a difference is comparable with the paper's, not its size.
+
+A claim **holds** if the whole 95 % interval lies above 0 (or above the ratio that is claimed), not
+its value alone. Otherwise it **does not hold**, and the last column says which way: the interval is
+wholly below 0, so the opposite was found, or it contains 0, so these queries do not decide it.
+Differences are in points, on the same queries for both runs, and the bootstrap draws the same for
+both. Its interval tells what other queries would change, not what another training would{seeds}.
+A ratio of times has, in place of the interval, its range over the rounds of the measurement.
+"""
+SEEDS = (
+    "; for\nthat, ± is the standard deviation over the seeds, where both runs have as many of them"
+)
 
 
 class Verdict(NamedTuple):
@@ -53,8 +75,30 @@ def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, floa
     return Verdict(claim, measured, "does not hold", f"the interval {where} {bound:g}")
 
 
-def as_markdown(verdicts: Iterable[Verdict], datasets: Mapping[str, str]) -> str:
-    """Table of claims, one a line.
+def as_csv(verdicts: Iterable[Verdict]) -> str:
+    """One line per claim; differences in points, ratios as they are."""
+    records = [_record(verdict) for verdict in verdicts]
+    return pl.DataFrame(records, infer_schema_length=None).write_csv(float_precision=2)
+
+
+def as_markdown(verdicts: Sequence[Verdict], settings: ClaimsSettings) -> str:
+    """All claims with their verdicts, under a summary and the rules of the verdicts."""
+    counts = Counter(verdict.word for verdict in verdicts)
+    holds, fails, untested = (counts[word] for word in WORDS)
+    several = any(len(names) > 1 for names in settings.runs.values())
+    preamble = PREAMBLE.format(
+        study=settings.study,
+        total=len(verdicts),
+        holds=holds,
+        fails=fails,
+        untested=untested,
+        seeds=SEEDS if several else "",
+    )
+    return f"{preamble}\n{claims_table(verdicts, settings.datasets)}"
+
+
+def claims_table(verdicts: Iterable[Verdict], datasets: Mapping[str, str]) -> str:
+    """Markdown table with one line per claim.
 
     Args:
         verdicts: of each claim.
@@ -66,23 +110,20 @@ def as_markdown(verdicts: Iterable[Verdict], datasets: Mapping[str, str]) -> str
     return markdown_table([head, rule, *lines])
 
 
-def as_records(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """The same, one record a claim; differences in points, ratios as they are."""
-    return [
-        {
-            "claim": verdict.claim.text,
-            "where": verdict.claim.where,
-            "better": verdict.claim.better,
-            "worse": verdict.claim.worse,
-            "measures": "; ".join(f"{m.benchmark} {m.metric}" for m in verdict.claim.measures),
-            "ratio": verdict.claim.ratio,
-            "paper": verdict.claim.reported,
-            **{key: getattr(verdict.measured, key, None) for key in Estimate._fields},
-            "verdict": verdict.word,
-            "because": verdict.because,
-        }
-        for verdict in verdicts
-    ]
+def _record(verdict: Verdict) -> dict[str, Any]:
+    claim = verdict.claim
+    return {
+        "claim": claim.text,
+        "where": claim.where,
+        "better": claim.better,
+        "worse": claim.worse,
+        "measures": "; ".join(f"{m.benchmark} {m.metric}" for m in claim.measures),
+        "ratio": claim.ratio,
+        "paper": claim.reported,
+        **{key: getattr(verdict.measured, key, None) for key in Estimate._fields},
+        "verdict": verdict.word,
+        "because": verdict.because,
+    }
 
 
 def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:

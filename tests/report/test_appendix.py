@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from flame.appendix import appendix
-from flame.report.protocol import FIXED
+from flame.report.appendix import FIXED
 from flame.study.load import load_file
 from flame.study.schema.llms import Facet, Prompt
 from flame.study.schema.runs import Augment, Recipe
 from flame.study.schema.tables import AppendixTable
 from flame.study.settings import AppendixSettings
 from flame.study.study import Study
+from flame.table import compare_appendix
 from flame.training import optim
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPORTED = ROOT / "config" / "reported"
 # What Table A1 prints.
 A1 = Recipe(
@@ -47,7 +47,7 @@ def show(folder, of: str, file: str, **changes) -> tuple[pl.DataFrame, str]:
         **values,
     )
     out = folder / "t.csv", folder / "t.md"
-    appendix(REPORTED / file, *out, settings)
+    compare_appendix(REPORTED / file, *out, settings)
     return pl.read_csv(out[0], infer_schema=False), out[1].read_text()
 
 
