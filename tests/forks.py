@@ -11,7 +11,7 @@ import flame
 
 # A fork server imports once for all, and, unlike a fork of this process, safely.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["flame.embed", "flame.train", "flame.towers.clip"])
+_CONTEXT.set_forkserver_preload(["flame.embed", "flame.train", "flame.towers.long_clip"])
 
 
 def start(target: Callable[..., None], *args: object) -> multiprocessing.Process:

@@ -19,7 +19,8 @@ from flame.evaluate import evaluate
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.runs import Backbone, Recipe, TextTower
 from flame.study.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
-from flame.towers import clip, model
+from flame.towers.flame import FlameTower
+from flame.towers.load import create, load, save
 
 DIM, SIZE, IMAGES = 8, 32, 12
 FACETS = ("what", "where")
@@ -68,7 +69,7 @@ def toy(tmp_path_factory) -> dict[str, Path]:
     write_images(folder / "toy", rng, "k{}".format)
 
     torch.manual_seed(0)
-    tower = model.FlameTower(BACKBONE, RECIPE, DIM).eval()
+    tower = FlameTower(BACKBONE, RECIPE, DIM).eval()
     tower.centers = {"long": {"what": torch.full((DIM,), 2.0), "where": torch.arange(DIM) / 1.0}}
     settings = FlameTraining(
         run="r",
@@ -82,7 +83,7 @@ def toy(tmp_path_factory) -> dict[str, Path]:
     )
     (folder / "tower").mkdir()
     record = {"settings": settings.model_dump(mode="json"), "dim": DIM}
-    model.save(tower, folder / "tower", record)
+    save(tower, folder / "tower", record)
 
     reader = ImageReader(folder / "toy")
     with torch.inference_mode():
@@ -208,10 +209,10 @@ def pairs(tmp_path_factory) -> dict[str, Path]:
         version=1,
     )
     torch.manual_seed(0)
-    tower = clip.create(settings).eval()
+    tower = create(settings).eval()
     (folder / "tower").mkdir()
     record = {"settings": settings.model_dump(mode="json"), "dim": DIM}
-    model.save(tower, folder / "tower", record)
+    save(tower, folder / "tower", record)
     return {name: folder / name for name in ("tower", "pairs", "train")}
 
 
@@ -261,7 +262,7 @@ def test_a_tower_with_a_text_tower_is_asked_every_kind_of_question(pairs, tmp_pa
         f"g{i}" for i in range(6)
     ]
 
-    tower, _ = model.load(pairs["tower"])
+    tower, _ = load(pairs["tower"])
     reader = ImageReader(pairs["pairs"])
     with torch.inference_mode():
         images = tower.encode_image(reader.load(range(IMAGES), SIZE).float() / 255)

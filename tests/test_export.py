@@ -22,7 +22,8 @@ from flame.evaluation.features import Features
 from flame.runtime import command
 from flame.study.load import load_file
 from flame.study.study import Study
-from flame.towers import model
+from flame.towers.flame import FlameTower
+from flame.towers.load import load, save
 from loopback import Loopback, Reply
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +54,12 @@ def made(study, tmp_path_factory) -> dict[str, Path]:
         embed.embed(llm, [paths[name]], stores[-1], settings, threads=1)
     torch.manual_seed(0)
     trained = study.train_settings("flame-7")
-    tower = model.FlameTower(trained.backbone, trained.recipe, 32)
+    tower = FlameTower(trained.backbone, trained.recipe, 32)
     scene = torch.randn(32)
     tower.centers = {kind: {"scene": scene.clone()} for kind in ("raw", "short")}
     (root / "tower").mkdir()
     record = {"settings": trained.model_dump(mode="json"), "dim": 32}
-    model.save(tower, root / "tower", record)
+    save(tower, root / "tower", record)
     asked = study.evaluate_settings("flame-7", "benchmarks")
     wanted = [q for q in asked.questions if q.benchmark in ("ImageNet-1k", "MSCOCO")]
     asked = asked.model_copy(update={"questions": tuple(wanted)})
@@ -77,7 +78,7 @@ def made(study, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(("name", "kind"), LABELS.items())
 def test_vectors_are_those_of_the_benchmarks(study, made, name, kind):
     loaded = flame.load(made["out"])
-    tower, _ = model.load(made["tower"])
+    tower, _ = load(made["tower"])
     features = Features(tower, [made[name]], [made[kind]], 7, "test")
     (question,) = (
         q for q in study.questions("flame-7", "benchmarks")

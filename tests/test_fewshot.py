@@ -23,8 +23,8 @@ from flame.fewshot import Episode, constrained, draw, fewshot, pictures, say
 from flame.study.schema.benchmarks import Bootstrap, FewShot, Trial
 from flame.study.schema.runs import Backbone, Recipe
 from flame.study.settings import FewShotSettings, FlameTraining
-from flame.towers import model
-from flame.towers.model import FlameTower
+from flame.towers.flame import FlameTower
+from flame.towers.load import save
 
 SIZE, CLASSES, EACH = 64, ("ape", "hot", "hot dog", "zebra"), 5
 TRIALS = (
@@ -83,7 +83,7 @@ def toy(tmp_path_factory, llm) -> dict[str, Path]:
     tower.centers = {"raw": {"scene": torch.zeros(dim)}}
     (folder / "tower").mkdir()
     record = {"settings": training.model_dump(mode="json"), "dim": dim}
-    model.save(tower, folder / "tower", record)
+    save(tower, folder / "tower", record)
 
     attributes = {"kind": "raw", "facets": {"scene": ""}, "part": 0, "parts": 1}
     store.create(folder / "raw.zarr", attributes)

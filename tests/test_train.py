@@ -22,7 +22,9 @@ from flame.data.shards import ShardWriter
 from flame.embedding import store
 from flame.study.schema.runs import Recipe
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining
-from flame.towers import model
+from flame.towers.base import Tower
+from flame.towers.flame import FlameTower
+from flame.towers.load import load
 from flame.train import sources, train
 from flame.training.optim import adamw, learning_rate
 
@@ -143,7 +145,7 @@ def test_a_finished_run_holds_what_others_need(finished):
         "model.safetensors",
         "run.json",
     ]
-    tower, record = model.load(finished)
+    tower, record = load(finished)
     assert record["steps"] == 12
     assert record["pairs"]["used"] == IMAGES
     assert record["loss"] == log_lines(finished)[-1]["loss"]
@@ -168,7 +170,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path
 
     with monkeypatch.context() as patch:
         # After the update of step 7 and before its checkpoint.
-        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
         with pytest.raises(KeyboardInterrupt):
             train(**inputs, out=out, settings=often)
     train(**inputs, out=out, settings=often)
@@ -178,7 +180,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path
 
 
 def _call_number(number, action):
-    original, calls = model.Tower.clamp_scale, []
+    original, calls = Tower.clamp_scale, []
 
     def counting(*args):
         calls.append(args)
@@ -191,7 +193,7 @@ def test_sigterm_ends_a_run_between_two_steps(inputs, finished, tmp_path, monkey
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         terminate = _call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        patch.setattr(model.Tower, "clamp_scale", terminate)
+        patch.setattr(Tower, "clamp_scale", terminate)
         with pytest.raises(SystemExit, match="143"):
             train(**inputs, out=out, settings=settings())
     with safe_open(tmp_path / "run.partial" / "content" / "checkpoint.safetensors", "pt") as file:
@@ -246,7 +248,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_bytes(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(**given, out=tmp_path / "run", settings=often)
     content = tmp_path / "run.partial" / "content"
@@ -263,7 +265,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_bytes(
 
 
 def test_a_baseline_is_found_again_with_its_texts(clip_run):
-    tower, record = model.load(clip_run)
+    tower, record = load(clip_run)
     assert record["settings"]["method"] == "clip"
     assert record["dim"] == tower.dim == 8
     assert tower.encode_text(["dot dot-1", "dot"]).shape == (2, 8)
@@ -299,6 +301,14 @@ def _reverse_captions(images):
     pl.read_parquet(path).reverse().write_parquet(path)
 
 
+def test_a_base_of_other_sizes_is_refused_with_its_folder(inputs, clip_run, tmp_path):
+    wanted = long_settings()
+    wider = wanted.text_tower.model_copy(update={"width": 32})
+    wanted = wanted.model_copy(update={"text_tower": wider})
+    with pytest.raises(ValueError, match=r"run: text_tower .*'width': 16.*, not .*'width': 32"):
+        train(inputs["images"], tmp_path / "run", wanted, base=clip_run)
+
+
 def test_an_input_that_a_method_does_not_take_is_refused(inputs, clip_run, tmp_path):
     images, stores = inputs["images"], inputs["stores"]
     for wanted, given, message in (
@@ -318,7 +328,7 @@ def test_two_processes_train_a_baseline_from_the_command_line(inputs, clip_run, 
     command += ["--out", tmp_path / "run", "--settings", wanted.model_dump_json()]
     subprocess.run(command, env=ENVIRONMENT, check=True)
     assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3]
-    assert model.load(tmp_path / "run")[0].context_length == 20
+    assert load(tmp_path / "run")[0].context_length == 20
 
 
 def test_two_processes_train_one_tower(inputs, tmp_path):
@@ -369,7 +379,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_vectors_do_not_decay():
-    tower = model.FlameTower(settings().backbone, settings().recipe, DIM)
+    tower = FlameTower(settings().backbone, settings().recipe, DIM)
     decaying, kept = adamw(tower, settings().recipe).param_groups
     assert decaying["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0.0

@@ -186,12 +186,14 @@ def tower(settings: PretrainedTower | ReleasedTower, out: Path) -> None:
         return
     from flame.data import fetch
     from flame.towers import released
+    from flame.towers.load import save
 
     weights = settings.weights
     raw = out.parent.parent / "raw" / "towers" / out.name
     fetch.hub(weights.id, weights.revision, [weights.file], raw, kind="model")
     with resumable(out, origin) as folder:
-        released.convert(raw / weights.file, settings, folder)
+        converted, record = released.convert(raw / weights.file, settings)
+        save(converted, folder, record)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from flame.runtime import command
 from flame.runtime.resumable import write_atomic
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.settings import EvaluateSettings, Question
-from flame.towers.model import load
+from flame.towers.load import load
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
 from flame.study.schema.benchmarks import Trial
 from flame.study.settings import FewShotSettings, FlameTraining
-from flame.towers.model import FlameTower, load
+from flame.towers.flame import FlameTower
+from flame.towers.load import load
 
 log = logging.getLogger(__name__)
 

@@ -31,10 +31,11 @@ from flame.runtime.checksums import verified
 from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
 from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
-from flame.towers import clip, model
-from flame.towers.model import Centers
+from flame.towers.base import Centers
+from flame.towers.load import create
 from flame.training.pairs import Batches, Pairs, Texts
 from flame.training.processes import Place
+from flame.training.tokens import FACET, Tokens
 from flame.training.trainer import Trainer
 
 # Each ratio -> what is divided by what.
@@ -291,13 +292,13 @@ def runs(
     if flame.recipe.standardize == "center":
         means = {kind: torch.from_numpy(store.mean()) for kind, store in stored.items()}
         centers = {k: dict(zip(stored[k].facets, mean, strict=True)) for k, mean in means.items()}
-    tokens = clip.Tokens(
+    tokens = Tokens(
         images / "captions.parquet",
         baseline.captions,
         baseline.text_tower.context_length,
         cache_bytes=CACHE_BYTES,
     )
-    words = {baseline.captions: (clip.FACET,)}
+    words = {baseline.captions: (FACET,)}
     return {
         "flame": Run(flame, stored, flame.targets, centers, steps),
         "clip": Run(baseline, {baseline.captions: tokens}, words, {}, steps),
@@ -331,7 +332,7 @@ def training_way(run: Run, images: Path, encoder: FrozenLLM, folder: Path) -> Wa
         facets_per_step=recipe.facets_per_step if settings.method == "flame" else "all",
     )
     torch.manual_seed(settings.seed)
-    tower = model.create(settings, encoder.dim)
+    tower = create(settings, encoder.dim)
     tower.centers = dict(run.centers)
     trainer = Trainer(tower, batches, settings, folder, Place(0, 1, encoder.device))
 

@@ -18,8 +18,8 @@ from flame.runtime import command
 from flame.runtime.checksums import sha256
 from flame.runtime.resumable import resumable
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining, Training
-from flame.towers import model
-from flame.towers.model import Tower
+from flame.towers.base import Tower
+from flame.towers.load import create, load, save
 from flame.training import curve, processes
 from flame.training.pairs import Batch, Batches, Pairs, Texts
 from flame.training.processes import Place
@@ -131,28 +131,39 @@ def _texts(
         }
         provenance.describe(opened, settings.targets)  # before hours of training, not after
         return opened, settings.targets
-    from flame.towers import clip  # here, because open_clip takes seconds to import
+    # Imported here because open_clip takes seconds to import.
+    from flame.training.tokens import FACET, Tokens
 
     kinds: tuple[str, ...]
     if isinstance(settings, ClipTraining):
         kinds, length = (settings.captions,), settings.text_tower.context_length
     else:
         kinds, length = (settings.long, settings.short), settings.context_length
-    tokens = {kind: clip.Tokens(words, kind, length, cache_bytes=cache_bytes) for kind in kinds}
-    return tokens, dict.fromkeys(kinds, (clip.FACET,))
+    tokens = {kind: Tokens(words, kind, length, cache_bytes=cache_bytes) for kind in kinds}
+    return tokens, dict.fromkeys(kinds, (FACET,))
 
 
 def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
     """The tower as it is before the first step."""
     if isinstance(settings, FlameTraining):
         stores = _stores(texts)
-        tower = model.create(settings, next(iter(stores.values())).dim)
+        tower = create(settings, next(iter(stores.values())).dim)
         if settings.recipe.standardize == "center":
             tower.centers = {kind: _means(store) for kind, store in stores.items()}
         return tower
-    from flame.towers import clip
+    tower = create(settings)
+    if base is not None:
+        _start_from(tower, base)
+    return tower
 
-    return clip.create(settings, base)
+
+def _start_from(tower: Any, base: Path) -> None:
+    """Load the CLIP in the folder `base` into a Long-CLIP."""
+    clip, record = load(base)
+    try:
+        tower.start_from(clip.state_dict(), record["settings"])
+    except ValueError as error:
+        raise ValueError(f"{base}: {error}") from error
 
 
 def _stores(texts: Mapping[str, Texts]) -> dict[str, Embeddings]:
@@ -205,7 +216,7 @@ def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None
     }
     if isinstance(training.settings, FlameTraining):
         record["texts"] = provenance.describe(_stores(texts), training.settings.targets)
-    model.save(training.tower, training.folder, record)
+    save(training.tower, training.folder, record)
     curve.draw(
         training.folder / "log.jsonl",
         training.folder / "loss.png",

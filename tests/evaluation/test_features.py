@@ -16,7 +16,8 @@ from flame.evaluation import features
 from flame.evaluation.features import Features, backbone_features, encoded_features, text_features
 from flame.study.schema.runs import Backbone, Recipe, TextTower
 from flame.study.settings import Question
-from flame.towers import clip, model
+from flame.towers.clip import ClipTower
+from flame.towers.flame import FlameTower
 
 FACETS = ("what", "where")
 SIZE = 32
@@ -48,14 +49,14 @@ def write_images(path):
 
 def flame_tower(timm="test_resnet", dim=8):
     torch.manual_seed(0)
-    return model.FlameTower(Backbone(timm=timm, image_size=SIZE), RECIPE, dim).eval()
+    return FlameTower(Backbone(timm=timm, image_size=SIZE), RECIPE, dim).eval()
 
 
 def clip_tower():
     torch.manual_seed(0)
     text_tower = TextTower(width=16, layers=2, heads=2, embed_dim=8)
     backbone = Backbone(timm="test_resnet", image_size=SIZE)
-    return clip.ClipTower(backbone, RECIPE, text_tower).eval()
+    return ClipTower(backbone, RECIPE, text_tower).eval()
 
 
 def question(**changes):

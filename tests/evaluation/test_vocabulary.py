@@ -24,7 +24,7 @@ from flame.evaluation.vocabulary import (
 from flame.runtime import checksums
 from flame.study.schema.runs import Backbone, Recipe
 from flame.study.settings import FlameTraining
-from flame.towers.model import FlameTower
+from flame.towers.flame import FlameTower
 
 DIM = 24
 PLAIN = {"epochs": 1, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 1}

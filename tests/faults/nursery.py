@@ -32,7 +32,8 @@ STAGES += ["export", "fewshot", "figure", "table", "train"]
 LATE = ["transformers.models.llama.modeling_llama", "transformers.modeling_utils", "timm", "tyro"]
 LATE += [
     "flame.embedding.checkpoints",
-    "flame.towers.clip",
+    "flame.towers.long_clip",
+    "flame.training.tokens",
     "flame.data.datasets.scenes",
     "flame.evaluation.tasks.retrieval",
 ]

@@ -43,9 +43,10 @@ from flame.report import results
 from flame.runtime.checksums import SUMS, read_json
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.settings import EvaluateSettings, Question
-from flame.towers import model
-from flame.towers.clip import Tokens
+from flame.towers.base import Tower
+from flame.towers.load import load
 from flame.train import train
+from flame.training.tokens import Tokens
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -155,9 +156,9 @@ def test_a_broken_tower_is_named(toy, name):  # noqa: F811
     file = toy["tower"] / name
     for data in broken_forms(file):
         with replaced(file, data), pytest.raises((ValueError, OSError)) as caught:
-            model.load(toy["tower"])
+            load(toy["tower"])
         assert str(file) in str(caught.value), data
-    model.load(toy["tower"])
+    load(toy["tower"])
 
 
 OFTEN = settings(checkpoint_minutes=1e-9)
@@ -170,7 +171,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
         with pytest.raises(KeyboardInterrupt):
             train(**given, out=out, settings=OFTEN)
     return out.with_name(f"{out.name}.partial") / "content" / "checkpoint.safetensors"

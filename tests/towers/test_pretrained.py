@@ -23,7 +23,8 @@ from flame.data.images import RESIZES, square
 from flame.runtime import checksums
 from flame.study.schema.runs import Backbone, HubFile, OpenClipTower, Recipe, TransformersTower
 from flame.study.settings import FlameTraining, PretrainedTower, ReleasedTower
-from flame.towers import model, pretrained, released
+from flame.towers import pretrained, released
+from flame.towers.load import load, save
 
 SHAPES = [(64, 64), (97, 41), (41, 97), (200, 133), (33, 500), (31, 32)]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -83,7 +84,7 @@ def test_a_model_of_open_clip_sees_and_reads_as_open_clip_does(open_clip_tower, 
         open_clip.transform.PreprocessCfg(**own.visual.preprocess_cfg), is_train=False
     )
     theirs = torch.stack([transform(picture) for picture in pictures])
-    tower, record = model.load(folder)
+    tower, record = load(folder)
     assert tower.image_size == 32
     assert record["dim"] == tower.dim == 24
     ours = pixels(pictures, tower.image_size, tower.resize)
@@ -121,7 +122,7 @@ def test_a_chinese_clip_sees_and_reads_as_transformers_does(tmp_path, pictures):
     processor.save_pretrained(source)
     out.mkdir()
     pretrained.download(settings(TransformersTower(source="transformers", id=str(source))), out)
-    tower, _ = model.load(out)
+    tower, _ = load(out)
     assert tower.resize == "squash"
     theirs = processor(images=pictures, return_tensors="pt")["pixel_values"]
     ours = pixels(pictures, tower.image_size, tower.resize)
@@ -227,8 +228,9 @@ def test_the_released_checkpoint_gives_the_features_of_the_release(release, tmp_
     own, path = release
     out = tmp_path / "tower"
     out.mkdir()
-    released.convert(path, release_settings(), out)
-    tower, record = model.load(out)
+    converted, made = released.convert(path, release_settings())
+    save(converted, out, made)
+    tower, record = load(out)
     assert record["origin"] == "hub:a/b@c/flame.pt"
     images = torch.rand(5, 3, 32, 32)
     with torch.inference_mode():
@@ -242,12 +244,12 @@ def test_the_released_checkpoint_gives_the_features_of_the_release(release, tmp_
 def test_a_checkpoint_of_another_shape_is_refused_by_name(release, tmp_path):
     _, path = release
     with pytest.raises(ValueError, match=r"flame\.pt does not fit .* lacks visual\.blocks\.2"):
-        released.convert(path, release_settings(depth=3), tmp_path)
+        released.convert(path, release_settings(depth=3))
     with pytest.raises(ValueError, match=r"visual\.conv1\.weight is \(32, 3, 8, 8\), the study's"):
-        released.convert(path, release_settings(patch_size=4, img_size=16), tmp_path)
+        released.convert(path, release_settings(patch_size=4, img_size=16))
     save_file({"visual.proj": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="has no projector 'mm"):
-        released.convert(tmp_path / "other.safetensors", release_settings(), tmp_path)
+        released.convert(tmp_path / "other.safetensors", release_settings())
 
 
 def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
@@ -258,5 +260,5 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path):
     with (tmp_path / "flame.pt").open("wb") as file:
         pickle.dump({"state_dict": Attack()}, file)
     with pytest.raises(ValueError, match="could run code"):
-        released.convert(tmp_path / "flame.pt", release_settings(), tmp_path)
+        released.convert(tmp_path / "flame.pt", release_settings())
     assert not (tmp_path / "done").exists()

@@ -1,20 +1,37 @@
-"""Both losses against their formulas, open_clip, and themselves in two processes."""
+"""The losses against their formulas, open_clip, and themselves in two processes."""
 
 import json
 import math
 import socket
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from tests.towers.test_clip import SIZE, TEXTS, clip_settings, clip_tower
+from tests.towers.test_flame import CNN
+from tests.towers.test_long_clip import FACETS, long_clip_tower
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn import functional
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from flame.study.schema.runs import Recipe
-from flame.training.loss import LOSSES, criterion, kind_weights, sigmoid_loss, softmax_loss
+from flame.towers.flame import FlameTower
+from flame.training.loss import (
+    LOSSES,
+    StepLoss,
+    criterion,
+    kind_weights,
+    principal,
+    sigmoid_loss,
+    softmax_loss,
+    step_loss,
+)
+from flame.training.tokens import FACET
 
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-3.0)
 CASES = list(product(LOSSES, ("facets", "kinds"), (False, True)))  # True: texts are trained too
@@ -194,3 +211,135 @@ def test_loss_of_many_processes_keeps_the_matrices_of_one_facet_only(name, tmp_p
         dist.destroy_process_group()
     assert many < few + 1
     assert many < 7
+
+
+def test_kinds_that_weigh_the_same_weigh_so_in_the_loss_of_a_step():
+    images, texts = torch.rand(4, 3, 32, 32), torch.randn(4, 3, 24).half()
+    losses = {}
+    for weigh in ("facets", "kinds"):
+        torch.manual_seed(0)
+        tower = FlameTower(CNN, recipe(weigh=weigh), 24).eval()
+        facets = [("long", "a"), ("long", "b"), ("raw", "a")]
+        tower.match(facets)
+        loss = StepLoss(recipe(weigh=weigh), facets)
+        columns = torch.tensor([0, 1, 2])
+        losses[weigh] = loss(tower(images, texts, columns), columns)
+        alone = [
+            loss(tower(images, texts[:, k : k + 1], columns[k : k + 1]), columns[k : k + 1])
+            for k in range(3)
+        ]
+    torch.testing.assert_close(losses["facets"], sum(alone) / 3)
+    torch.testing.assert_close(losses["kinds"], alone[0] / 4 + alone[1] / 4 + alone[2] / 2)
+
+
+def test_loss_of_a_step_is_that_of_the_encoded_texts():
+    tower = clip_tower().eval()
+    loss = step_loss(clip_settings(), [("raw", FACET)])
+    images, columns = torch.rand(4, 3, SIZE, SIZE), torch.tensor([0])
+    outputs = tower(images, tower.tokenize(TEXTS)[:, None].int(), columns)
+    expected = softmax_loss(
+        tower.encode_image(images),
+        tower.encode_text(TEXTS)[:, None],
+        torch.tensor(1 / 0.07),
+        tower.bias,
+    )
+    torch.testing.assert_close(loss(outputs, columns), expected)
+
+
+def test_loss_is_that_of_long_texts_and_of_short_ones_with_coarse_images():
+    long_tower = long_clip_tower()
+    images, columns = torch.rand(4, 3, SIZE, SIZE), torch.tensor([0, 1])
+    texts = torch.stack([long_tower.tokenize(TEXTS[::-1]), long_tower.tokenize(TEXTS)], dim=1)
+    outputs = long_tower(images, texts, columns)
+    whole = normalize(outputs.images, dim=-1)
+    coarse = principal(whole, 2)
+    assert not torch.allclose(coarse, whole, atol=1e-3)
+    long, short = (
+        softmax_loss(seen, outputs.texts[:, k : k + 1], outputs.scale, outputs.bias)
+        for k, seen in enumerate((whole, coarse))
+    )
+    loss = step_loss(long_tower.settings, FACETS)
+    torch.testing.assert_close(loss(outputs, columns), long + short)
+
+
+def matrix(rows, width):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(20, 6), (6, 20)])
+def test_principal_keeps_mean_and_as_many_axes_as_asked(rows, width):
+    whole = matrix(rows, width)
+    reduced = principal(whole, 3)
+    torch.testing.assert_close(reduced.mean(dim=0), whole.mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert torch.linalg.matrix_rank(reduced - reduced.mean(dim=0), rtol=1e-4) == 3
+    # Of all matrices of this rank, the nearest: what is missing are the other singular values.
+    others = torch.linalg.svdvals(whole - whole.mean(dim=0))[3:]
+    torch.testing.assert_close((whole - reduced).norm(), others.norm(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(principal(whole, min(rows - 1, width)), whole)
+
+
+def test_gradient_of_principal_is_that_of_an_svd():
+    weight = matrix(12, 5).double().flip(0)
+    gradients = []
+    for reduce in (lambda x: principal(x, 2), _by_svd):
+        leaf = matrix(12, 5).double().requires_grad_()
+        (reduce(leaf) * weight).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+    still = matrix(12, 5).double()
+    axes = torch.linalg.svd(still - still.mean(dim=0))[2][:2]
+    fixed = weight.mean(dim=0) + (weight - weight.mean(dim=0)) @ axes.T @ axes
+    assert not torch.allclose(gradients[0], fixed, atol=1e-2)  # the axes do turn
+
+
+def _by_svd(x):
+    centered = x - x.mean(dim=0)
+    axes = torch.linalg.svd(centered, full_matrices=False)[2][:2]
+    return centered @ axes.T @ axes + x.mean(dim=0)
+
+
+def test_gradient_of_principal_is_finite_where_that_of_an_svd_is_not():
+    leaf = torch.eye(6)[[0, 0, 1, 1, 2, 2]].requires_grad_()  # equal and zero singular values
+    (principal(leaf, 1) * matrix(6, 6)).sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+def _share_of_long_clip(rank, port, weights, results):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    results[rank] = _long_clip_loss_and_gradient(weights, rank, 2)
+    torch.distributed.destroy_process_group()
+
+
+def _long_clip_loss_and_gradient(weights, rank, processes):
+    tower = long_clip_tower().train()
+    tower.load_state_dict(weights)
+    wrapped = DistributedDataParallel(tower) if processes > 1 else tower
+    columns = torch.tensor([0, 1])
+    images = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    words = [f"{'very ' * n}large house" for n in range(6)]
+    texts = torch.stack([tower.tokenize(words), tower.tokenize(words[::-1])], dim=1)
+    mine = slice(rank, None, processes)
+    outputs = wrapped(images[mine], texts[mine], columns)
+    loss = step_loss(tower.settings, FACETS)(outputs, columns)
+    loss.backward()
+    gradients = {n: p.grad.numpy() for n, p in tower.named_parameters() if p.grad is not None}
+    return loss.item(), gradients
+
+
+def test_two_processes_have_the_loss_and_gradient_of_one_long_clip():
+    weights = long_clip_tower().state_dict()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_share_of_long_clip, (port, weights, results), nprocs=2)
+        (first, gradients), (second, _) = results[0], results[1]
+    loss, expected = _long_clip_loss_and_gradient(weights, 0, 1)
+    assert (first + second) / 2 == pytest.approx(loss, rel=1e-5)
+    assert "text.token_embedding.weight" in gradients
+    assert "visual.patch_embed.proj.weight" in gradients
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradients[name], value, rtol=1e-3, atol=1e-4, err_msg=name)

@@ -25,7 +25,8 @@ from flame.evaluation.features import directions
 from flame.runtime.errors import known
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.settings import ExportSettings
-from flame.towers import model
+from flame.towers.base import Tower
+from flame.towers.load import load as load_tower
 
 RECORD = "export.json"
 LLM_FILES = ["*.safetensors", "*.json", "tokenizer*"]
@@ -56,8 +57,8 @@ class Flame:
         self.settings = ExportSettings.model_validate_json((folder / RECORD).read_text())
         has_gpu = torch.cuda.is_available()
         self.device = torch.device(device if device != "auto" else "cuda" if has_gpu else "cpu")
-        tower, _ = model.load(folder)
-        self.tower: model.Tower = tower.to(self.device)
+        tower, _ = load_tower(folder)
+        self.tower: Tower = tower.to(self.device)
         self._folder, self._llm_folder = folder, llm
 
     @cached_property

@@ -18,7 +18,7 @@ from flame.runtime import progress
 from flame.runtime.checksums import verified
 from flame.runtime.errors import known
 from flame.study.settings import Question
-from flame.towers.model import Tower
+from flame.towers.base import Tower
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from flame.embedding.llm import fast_dtype
 from flame.embedding.store import SHARD_ROWS, Embeddings
 from flame.runtime.checksums import verify
 from flame.study.settings import FlameTraining
-from flame.towers.model import FlameTower
+from flame.towers.flame import FlameTower
 
 log = logging.getLogger(__name__)
 

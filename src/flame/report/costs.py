@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flame.study.settings import FlameTraining, LongClipTraining, Training
-from flame.towers import model
+from flame.towers.load import create
 
 # Tokens of a caption with its template: DreamLIP's lengths in words, as published.
 PREFIX_TOKENS = {"raw": 19, "short": 29, "long": 153}
@@ -140,7 +140,7 @@ def tower_cost(settings: Training, dim: int) -> TowerCost:
     """
     size = settings.backbone.image_size
     with torch.device("meta"):
-        tower = model.create(settings, dim)
+        tower = create(settings, dim)
         images = torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower.encode_image(images)

@@ -143,7 +143,7 @@ class ReleasedTower(Section):
     version: int
 
 
-# What `flame.towers.model.load` loads: what was trained here, and what was not.
+# What `flame.towers.load.load` loads: what was trained here, and what was not.
 AnyTower = Annotated[
     FlameTraining | ClipTraining | LongClipTraining | PretrainedTower,
     Field(discriminator="method"),

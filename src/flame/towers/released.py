@@ -1,4 +1,4 @@
-"""The checkpoint of the official release, an open_clip state dict, as a tower of ours."""
+"""A checkpoint of the official release, an open_clip state dict, as a `FlameTower`."""
 
 import pickle
 from pathlib import Path
@@ -10,31 +10,28 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from flame.study.settings import ReleasedTower
-from flame.towers import model
-from flame.towers.model import FlameTower
+from flame.towers.flame import FlameTower
 
-# Parts of the release's model that its image features do not pass through: the frozen LLM, the
-# final norm and the projection of open_clip's own ViT (benchmarks.md, section 9, 17 and 19).
+# Parts of the release's model that its image features do not use: the frozen LLM, the final norm
+# and the projection of open_clip's own ViT (benchmarks.md, section 9, 17 and 19).
 UNUSED = ("text.", "visual.ln_post.", "visual.proj")
 
 
-def convert(file: Path, settings: ReleasedTower, folder: Path) -> None:
-    """Write a released checkpoint as a run's folder.
+def convert(file: Path, settings: ReleasedTower) -> tuple[FlameTower, dict[str, Any]]:
+    """The tower in a released checkpoint, and the record of its run: what `save` takes.
 
     Args:
-        file: `.pt` as open_clip's training writes it, or `.safetensors`, of a state dict.
-        settings: how it was trained, and where it is from.
-        folder: an existing folder.
+        file: state dict, as `.pt` written by open_clip's training or as `.safetensors`.
+        settings: how it was trained, and where it comes from.
 
     Raises:
-        ValueError: a file that holds more than tensors, or tensors that do not fit, by name.
+        ValueError: the file holds more than tensors, or tensors that do not fit, which are named.
     """
     tensors = _state_dict(file)
     width = next((tensors[name] for name in ("mm.2.bias", "mm.3.bias") if name in tensors), None)
     if width is None:
-        raise ValueError(f"{file.name} has no projector 'mm.*': it is no checkpoint of FLAME")
-    tower = model.create(settings.training, len(width))
-    assert isinstance(tower, FlameTower)
+        raise ValueError(f"{file.name} has no projector 'mm.*': it is not a checkpoint of FLAME")
+    tower = FlameTower(settings.training.backbone, settings.training.recipe, len(width))
     weights = _renamed(tensors, tower)
     wanted = tower.state_dict()
     for name in ("mean", "std"):
@@ -47,7 +44,7 @@ def convert(file: Path, settings: ReleasedTower, folder: Path) -> None:
         "dim": tower.dim,
         "origin": f"hub:{weights_of.id}@{weights_of.revision}/{weights_of.file}",
     }
-    model.save(tower, folder, record)
+    return tower, record
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:
@@ -58,14 +55,14 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
             found = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f"{file.name} holds more than tensors, and is not unpickled: it could run code"
+                f"{file.name} holds more than tensors and was not unpickled: it could run code"
             ) from error
     found = found.get("state_dict", found)
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def _renamed(tensors: dict[str, Tensor], tower: FlameTower) -> dict[str, Tensor]:
-    """Tensors under the names of our tower; those of the ViT by timm's own converter."""
+    """Tensors renamed to fit our tower; timm's own converter renames those of the ViT."""
     used = {name: value for name, value in tensors.items() if not name.startswith(UNUSED)}
     visual = {name: value for name, value in used.items() if name.startswith("visual.")}
     _refuse_resampling(visual, tower)
@@ -89,7 +86,7 @@ def _renamed(tensors: dict[str, Tensor], tower: FlameTower) -> dict[str, Tensor]
 
 
 def _refuse_resampling(visual: dict[str, Tensor], tower: FlameTower) -> None:
-    """The converter of timm would fit patches and positions of another size without a word."""
+    """Refuse patches and positions of another size, which timm's converter silently resamples."""
     for name, own in {
         "visual.conv1.weight": tower.visual.patch_embed.proj.weight.shape,
         "visual.positional_embedding": tower.visual.pos_embed.shape[1:],

@@ -32,7 +32,7 @@ def generator(*purpose: object) -> torch.Generator:
 
 
 class Texts(Protocol):
-    """Captions of one kind, a row each, as stored embeddings and `flame.towers.clip.Tokens` are."""
+    """Captions of one kind, a row each: stored embeddings, or `flame.training.tokens.Tokens`."""
 
     keys: list[str]
 

@@ -25,8 +25,9 @@ from flame.runtime import progress
 from flame.runtime.resumable import write_atomic
 from flame.study.schema.runs import Recipe
 from flame.study.settings import Training
-from flame.towers.model import Tower
+from flame.towers.base import Tower
 from flame.training import processes
+from flame.training.loss import step_loss
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.training.pairs import Batch, Batches, generator
 from flame.training.processes import Place
@@ -51,6 +52,7 @@ class Trainer:
         self.settings, self.batches = settings, batches
         self.folder, self.place = folder, place
         tower.match(batches.pairs.facets)
+        self._step_loss = step_loss(settings, batches.pairs.facets)
         self.tower = tower.to(place.device).train()
         # What DistributedDataParallel adds happens inside its forward and backward.
         self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
@@ -113,7 +115,7 @@ class Trainer:
         whole = processes.whole_batch(self.place, generator("dropout", *first).initial_seed())
         with whole, torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self.wrapped(pixels, texts, columns)
-        loss = self.tower.loss(outputs, batch.columns)
+        loss = self._step_loss(outputs, batch.columns)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
         told = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
