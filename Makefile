@@ -8,10 +8,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench storage docs lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench storage docs docs-results lock unlock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/.ready: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -82,6 +82,33 @@ storage: table6 ## what stores in 8 bits cost: their error, and recall of flame-
 docs: setup ## docs/datasets.md from the cards of the data sets
 	PYTHONPATH=src $(BIN)/python -m flame.data.datasets >docs/datasets.md
 
+RESULTS ?= results
+MACHINE ?= $(or $(shell sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1),$(shell uname -m))
+PAGE := docs/results/README.md
+# Figures at 1400 pixels and 128 colours: well below 300 kB each.
+SMALL := import sys; from pathlib import Path; from PIL import Image; \
+	images = {Path(path).name: Image.open(path).convert("RGB") for path in sys.argv[1:]}; \
+	[image.thumbnail((1400, 2800)) for image in images.values()]; \
+	[image.quantize(128).save(Path("docs/results", name), optimize=True) for name, image in images.items()]
+# $(call between,NAME,FILE): standard input, at least one line, replaces what FILE has between two marks.
+between = awk 'FNR == NR {text = text $$0 "\n"; next} $$0 == "<!-- /$(1) -->" {skip = 0} !skip; \
+	$$0 == "<!-- $(1) -->" {printf "%s", text; skip = 1}' - $(2) >$(2).new && mv $(2).new $(2)
+
+docs-results: setup ## docs/results and the README's Table 6 and figures, from the results of make all
+	cp $(filter-out %/README.md,$(wildcard $(RESULTS)/*.md)) docs/results
+	$(BIN)/python -c '$(SMALL)' $(wildcard $(RESULTS)/*.png)
+	echo "Computed on $$(date -u -r $(RESULTS)/claims.md +%F) on $$(getconf _NPROCESSORS_ONLN) cores of a machine with $(MACHINE)." \
+		| $(call between,run,$(PAGE))
+	cd docs/results && for page in claims.md table*.md appendix*.md; do \
+		sed -n "1s/^[*# ]*\([^*]*\).*/- [\1]($$page)/p" $$page; done | (cd ../.. && $(call between,tables,$(PAGE)))
+	(echo; cd docs/results && for figure in *.png; do echo "![$${figure%.png}]($$figure)"; done) \
+		| $(call between,figures,$(PAGE))
+	(echo; cd docs/results && for figure in figure4.png figure6.png; do \
+		echo "<img src=\"docs/results/$$figure\" alt=\"$${figure%.png} of the demo study\" width=\"49%\">"; done) \
+		| $(call between,figures,README.md)
+	sed -n '/^| prompts/,/^$$/p' $(RESULTS)/table6.md \
+		| sed -e 's/<br><sub>[^|]*<\/sub>//g' -e '/<sub>paper/d' -e '/^$$/d' | $(call between,table6,README.md)
+
 # What vLLM 0.18.1 needs is taken from the days of its release, but for what our own packages need.
 NEWER := pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro
 AT_VLLM := --exclude-newer 2026-04-15 $(NEWER:%=--exclude-newer-package %=2099-01-01)
@@ -95,4 +122,5 @@ unlock: setup ## after a kill -9 or a power cut: let the next run go on where th
 	$(BIN)/snakemake --unlock
 
 clean: ## results and logs; downloads and the environment stay
-	rm -rf results logs
+	find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	rm -rf logs

@@ -24,7 +24,7 @@ from flame.study.study import Study
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path
-    for pattern in ("README.md", "CONTRIBUTING.md", "config/README.md", "docs/*.md")
+    for pattern in ("*.md", "config/*.md", "results/README.md", "bench/*.md", "docs/**/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 
@@ -45,8 +45,8 @@ def keys_of_a_study() -> list[str]:
 
 
 def blocks(language: str) -> list[str]:
-    """Examples of CONTRIBUTING.md in one language."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    """Examples of docs/adding.md in one language."""
+    text = (ROOT / "docs/adding.md").read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -84,7 +84,7 @@ def test_the_example_study_is_valid(squares):
     values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     for block in blocks("yaml"):
         values = merged(values, yaml.safe_load(block))
-    study = load(values, "CONTRIBUTING.md", ROOT)
+    study = load(values, "docs/adding.md", ROOT)
     assert study.targets("vit-layer-20")["short"] == ("scene", "weather")
 
 
@@ -110,10 +110,18 @@ def test_the_example_task_answers():
 
 def test_every_result_is_listed():
     study = load_file(ROOT / "config/config.yaml", ROOT)
-    readme = (ROOT / "README.md").read_text()
-    listed = set(re.findall(r"`results/(\w+)\.(csv|png)`", readme))
-    tables = {(name, "csv") for name in (*study.tables, *study.appendix)}
+    page = (ROOT / "results/README.md").read_text().split("What these are made from")[0]
+    listed = set(re.findall(r"`(\w+)\.(csv|png)`", page))
+    tables = {(name, "csv") for name in ("claims", *study.tables, *study.appendix)}
     assert listed == tables | {(name, "png") for name in study.figures}
+
+
+def test_table_6_of_the_readme_is_that_of_the_last_full_run():
+    page = (ROOT / "docs/results/table6.md").read_text()
+    table = page[page.index("| prompts") :].split("\n\n")[0].splitlines()
+    rows = [re.sub("<br><sub>.*?</sub>", "", row) for row in table if "<sub>paper</sub>" not in row]
+    shown = (ROOT / "README.md").read_text().split("<!-- table6 -->\n")[1]
+    assert shown.split("\n<!--")[0].splitlines() == rows
 
 
 @pytest.mark.parametrize(

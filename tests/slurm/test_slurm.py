@@ -359,7 +359,7 @@ def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
     ids=["one GPU", "eight", "four nodes"],
 )
 def test_the_profiles_of_the_documents_do_what_they_say(tmp_path, number, started):
-    chapter = (ROOT / "config/README.md").read_text().split("### On a cluster")[1]
+    chapter = (ROOT / "docs/cluster.md").read_text().split("## Your own profile")[1]
     profile, *others = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", chapter, re.S))
     profile["set-resources"] |= ({}, *others)[number]
     mine = tmp_path / "mine"
