@@ -100,7 +100,7 @@ docs-results: setup ## docs/results and the README's Table 6 and figures, from t
 	echo "Computed on $$(date -u -r $(RESULTS)/claims.md +%F) on $$(getconf _NPROCESSORS_ONLN) cores of a machine with $(MACHINE)." \
 		| $(call between,run,$(PAGE))
 	cd docs/results && for page in claims.md table*.md appendix*.md; do \
-		sed -n "1s/^[*# ]*\([^*]*\).*/- [\1]($$page)/p" $$page; done | (cd ../.. && $(call between,tables,$(PAGE)))
+		sed -n "1{s/[*#]//g;s/^ *//;s|.*|- [&]($$page)|;p;}" $$page; done | (cd ../.. && $(call between,tables,$(PAGE)))
 	(echo; cd docs/results && for figure in *.png; do echo "![$${figure%.png}]($$figure)"; done) \
 		| $(call between,figures,$(PAGE))
 	(echo; cd docs/results && for figure in figure4.png figure6.png; do \
