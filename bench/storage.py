@@ -25,6 +25,7 @@ from flame.embedding.quantization import STORAGES, Name
 from flame.embedding.store import Embeddings
 from flame.evaluate import evaluate
 from flame.evaluation.bootstrap import mean_interval
+from flame.study import stages
 from flame.study.load import load_file
 from flame.study.settings import EvaluateSettings, Question
 from flame.study.study import Study
@@ -146,7 +147,7 @@ def measure(source: Source, stores: list[Path], out: Path, threads: int) -> floa
     train(
         source.dataset(source.run.dataset),
         out / "tower",
-        source.study.train_settings(source.name),
+        stages.train(source.study, source.name),
         stores=tuple(trained_on),
         threads=threads,
     )

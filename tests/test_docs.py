@@ -10,14 +10,20 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
+from PIL import Image
 from pydantic import BaseModel
 
+from answers import counted, write
 from flame import download
 from flame.data import datasets
 from flame.data.datasets import scenes
 from flame.evaluation.tasks import Asked, Images, Texts
-from flame.study.load import load, load_file
+from flame.figure import figure
+from flame.report import figures
+from flame.study import include, jobs, stages
+from flame.study.load import StudyError, load, load_file
 from flame.study.schema.benchmarks import task_names
+from flame.study.schema.figures import kinds, module
 from flame.study.settings import Question
 from flame.study.study import Study
 
@@ -41,7 +47,8 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def keys_of_a_study() -> list[str]:
     models = dict.fromkeys([*models_in(Study), scenes.Options])
-    return [f"{model.__name__}.{field}" for model in models for field in model.model_fields]
+    keys = [f"{model.__name__}.{field}" for model in models for field in model.model_fields]
+    return keys + [f"{kind}.{key}" for kind in kinds() for key in module(kind).Keys.model_fields]
 
 
 def blocks(language: str) -> list[str]:
@@ -106,6 +113,46 @@ def test_the_example_task_answers():
     )
     answer = task.evaluate(asked)
     assert answer.metrics["accuracy"].hit.tolist() == [True, False, False]
+
+
+@pytest.fixture
+def bars(tmp_path, monkeypatch):
+    """The example kind of figure, in a folder where kinds are looked for."""
+    package = tmp_path / "figures"
+    package.mkdir()
+    (package / "bars.py").write_text(blocks("python")[2])
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(package)])
+    yield "bars"
+    sys.modules.pop("flame.report.figures.bars", None)
+
+
+def test_the_example_kind_of_figure_is_checked_planned_and_drawn(bars, tmp_path):
+    values = include.whole(yaml.safe_load((ROOT / "config/config.yaml").read_text()), ROOT)
+    block = {
+        "kind": bars,
+        "title": "Bars",
+        "runs": {"CLIP": "clip", "FLAME": "flame-7"},
+        "measure": {"benchmark": "ImageNet-1k", "metric": "top1"},
+    }
+    values["figures"] = {"bars": block}
+    study = load(values, "CONTRIBUTING.md", ROOT)
+    job = jobs.figure(study, "bars")
+    assert [path for path in job.paths if path.endswith("json")] == [
+        f"results/evaluate/{run}/classification.json" for run in ("clip", "flame-7")
+    ]
+    settings = stages.figure(study, "bars")
+    hits = {"ImageNet-1k": {"top1": counted(30, 40)}}
+    inputs = [path for run in ("clip", "flame-7") for path in write(tmp_path, run, hits)]
+    figure(inputs, tmp_path / "bars.png", tmp_path / "bars.pdf", settings)
+    assert Image.open(tmp_path / "bars.png").size[0] == 5 * 200
+    values["figures"] = {"bars": block | {"runs": {"CLIP": "clipp"}, "colour": "red"}}
+    with pytest.raises(StudyError, match=r"figures\.bars: unknown key 'colour'"):
+        load(values, "CONTRIBUTING.md", ROOT)
+    values["figures"] = {"bars": block | {"runs": {"CLIP": "clipp"}}}
+    with pytest.raises(
+        StudyError, match=r"figures\.bars: unknown run 'clipp' \(did you mean 'clip'"
+    ):
+        load(values, "CONTRIBUTING.md", ROOT)
 
 
 def test_every_result_is_listed():

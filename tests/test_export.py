@@ -20,6 +20,7 @@ from flame.evaluate import evaluate
 from flame.evaluation import encoder
 from flame.evaluation.features import Features
 from flame.runtime import command
+from flame.study import stages
 from flame.study.load import load_file
 from flame.study.study import Study
 from flame.towers.flame import FlameTower
@@ -48,26 +49,26 @@ def made(study, tmp_path_factory) -> dict[str, Path]:
     checkpoints.random("llama", llm, layers=2, width=32)
     stores = []
     for name, kind in LABELS.items():
-        settings = study.embed_settings("random-llama", "benchmarks", kind, 0)
+        settings = stages.embed(study, "random-llama", "benchmarks", kind, 0)
         settings = settings.model_copy(update={"datasets": (name,)})
         stores.append(root / f"{kind}.zarr")
         embed.embed(llm, [paths[name]], stores[-1], settings, threads=1)
     torch.manual_seed(0)
-    trained = study.train_settings("flame-7")
+    trained = stages.train(study, "flame-7")
     tower = FlameTower(trained.backbone, trained.recipe, 32)
     scene = torch.randn(32)
     tower.centers = {kind: {"scene": scene.clone()} for kind in ("raw", "short")}
     (root / "tower").mkdir()
     record = {"settings": trained.model_dump(mode="json"), "dim": 32}
     save(tower, root / "tower", record)
-    asked = study.evaluate_settings("flame-7", "benchmarks")
+    asked = stages.evaluate(study, "flame-7", "benchmarks")
     wanted = [q for q in asked.questions if q.benchmark in ("ImageNet-1k", "MSCOCO")]
     asked = asked.model_copy(update={"questions": tuple(wanted)})
     metrics = root / "metrics.json"
     evaluate(
         root / "tower", [*paths.values()], metrics, root / "hits.parquet", asked, tuple(stores)
     )
-    settings = study.export_settings("flame-7")
+    settings = stages.export(study, "flame-7")
     export.write(root / "tower", llm, root / "out", settings, metrics=(metrics,))
     return paths | {
         "root": root, "tower": root / "tower", "llm": llm, "metrics": metrics, "out": root / "out",
@@ -148,7 +149,7 @@ def test_what_is_no_export_is_refused(made, tmp_path):
 def test_only_flame_is_exported():
     study = load_file(ROOT / "config/config.yaml", ROOT)
     with pytest.raises(ValueError, match="'clip' is not FLAME"):
-        study.export_settings("clip")
+        stages.export(study, "clip")
 
 
 def test_an_llm_of_the_hub_is_named_and_not_copied(made, monkeypatch, tmp_path):
@@ -269,7 +270,7 @@ def test_clip_benchmark_finds_our_numbers(
 
 
 def test_by_command_line(study, made, tmp_path, monkeypatch):
-    settings = study.export_settings("flame-7").model_dump_json()
+    settings = stages.export(study, "flame-7").model_dump_json()
     arguments = ["--model", made["tower"], "--llm", made["llm"], "--out", tmp_path / "out"]
     words = ["export", "write", *map(str, arguments), "--settings", settings]
     monkeypatch.setattr(sys, "argv", words)

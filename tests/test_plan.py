@@ -7,9 +7,10 @@ import torch
 from tests.report.test_paper import PAPER, ROOT
 from transformers import MistralConfig, MistralForCausalLM
 
-from flame import plan
-from flame.report import costs
+from flame import plan as program
+from flame.report import costs, plan
 from flame.runtime import command
+from flame.study import stages
 from flame.study.load import load_file
 
 NEMO = costs.SHAPES["mistralai/Mistral-Nemo-Instruct-2407"]
@@ -76,11 +77,11 @@ def test_one_facet_costs_one_pass():
 
 def test_towers_cost_what_is_published(paper):
     study = paper.study
-    flame = costs.tower_cost(study.train_settings("flame-7"), 5120)
+    flame = costs.tower_cost(stages.train(study, "flame-7"), 5120)
     assert flame.forward == pytest.approx(35.1e9, rel=0.01)  # ViT-B/16 at 224 pixels
     assert flame.parameters == pytest.approx(86e6 + 768 * 5120 + 5120**2, rel=0.01)
     # open_clip's table of profiles: ViT-B-16, 149.62 million parameters, 41.09 GFLOP for both.
-    clip = costs.tower_cost(study.train_settings("clip"), 0)
+    clip = costs.tower_cost(stages.train(study, "clip"), 0)
     assert clip.parameters == pytest.approx(149.62e6, rel=0.002)
     assert clip.forward == pytest.approx(41.09e9, rel=0.02)
 
@@ -130,13 +131,13 @@ def test_hours_follow_the_assumptions(paper):
 def test_by_command_line(monkeypatch, capsys):
     arguments = ["--study", str(PAPER), "--only", "table2"]
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])
-    command.main(plan.plan)
+    command.main(program.plan)
     told = capsys.readouterr().out
     assert "table2" in told
     assert "Crossmodal" not in told
     monkeypatch.setattr(sys, "argv", ["plan", *arguments[:2], "--only", "table22"])
     with pytest.raises(SystemExit, match=r"no table or figure 'table22' .*known: table1"):
-        command.main(plan.plan)
+        command.main(program.plan)
 
 
 def test_an_llm_that_is_not_here_is_not_guessed_at(tmp_path, monkeypatch):

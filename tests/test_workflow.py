@@ -472,9 +472,12 @@ def test_a_bad_study_is_told_in_one_line_a_mistake(tmp_path, changes, lines):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["results/table66.csv"], "unknown table 'table66'; the study knows: table6"),
-        (["results/sanity.md"], "unknown table 'sanity'; the study knows: table6"),
-        (["results/train/flame-2"], "unknown run 'flame-2'; the study knows: flame-1, flame-3"),
+        (
+            ["results/table66.csv"],
+            "unknown table 'table66' (did you mean 'table6'?); known: ",
+        ),
+        (["results/sanity.md"], "unknown table 'sanity'; known: table6"),
+        (["results/train/flame-2"], "unknown run 'flame-2' (did you mean 'flame-"),
         (
             ["results/embed/random-llama/scenes/longer/0.zarr"],
             "no run, benchmark or figure of the study uses a store 'scenes/longer/0.zarr'",

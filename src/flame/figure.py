@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from flame.report import figures
 from flame.runtime import command
 from flame.runtime.resumable import write_atomic
+from flame.study.schema.figures import module
 from flame.study.settings import FigureSettings
 
 DPI = 200
@@ -26,7 +27,7 @@ def figure(inputs: list[Path], png: Path, pdf: Path, settings: FigureSettings) -
     # A font that is cut down for a PDF is told about glyph by glyph.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     with figures.style():
-        drawn = figures.module(settings.figure.kind).draw(inputs, settings)
+        drawn = module(settings.figure.kind).draw(inputs, settings)
         write_atomic(png, _content(drawn, "png", {"Software": None}))
         # Without a date, which would be another one every second.
         write_atomic(pdf, _content(drawn, "pdf", {"CreationDate": None}))

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import seaborn as sns
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -18,8 +20,9 @@ from flame.data.shards import ShardWriter
 from flame.embedding import checkpoints, store
 from flame.embedding.llm import FrozenLLM, facet_mask
 from flame.figure import figure
-from flame.report import figures
-from flame.report.figures import captions, examples, mask, overhead
+from flame.report import captions, figures
+from flame.report.figures import examples, mask, overhead
+from flame.study.schema.figures import kinds, module
 from flame.study.settings import FigureSettings
 
 # run -> benchmark -> metric -> hits of so many queries
@@ -82,7 +85,7 @@ def radar(**changes):
 
 def drawn(inputs, chosen):
     with figures.style():
-        return figures.module(chosen.figure.kind).draw(inputs, chosen)
+        return module(chosen.figure.kind).draw(inputs, chosen)
 
 
 @pytest.fixture
@@ -129,10 +132,15 @@ def returned(folder: Path, best: list[int]) -> Path:
 
 
 def test_every_kind_of_figure_has_a_module_that_draws():
-    for kind in ("prompts", "radar", "mask", "overhead", "examples", "words", "captions"):
-        assert callable(figures.module(kind).draw)
+    assert kinds() == ["captions", "examples", "mask", "overhead", "prompts", "radar", "words"]
+    for kind in kinds():
+        assert callable(module(kind).draw)
     with pytest.raises(ValueError, match=r"'radr' \(did you mean 'radar'\?\)"):
-        figures.module("radr")
+        module("radr")
+
+
+def test_colours_are_those_for_the_colour_blind():
+    assert list(figures.PALETTE) == [c.upper() for c in sns.color_palette("colorblind").as_hex()]
 
 
 @pytest.mark.parametrize("make", [prompts, radar])
@@ -268,7 +276,7 @@ def test_evenly_takes_the_middles_of_equal_parts():
 
 
 def frame(axes):
-    return axes.spines["top"].get_edgecolor()[:3]
+    return to_hex(axes.spines["top"].get_edgecolor()).upper()
 
 
 def test_examples_show_what_each_run_returns_and_whether_it_is_right(tmp_path, dots):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.test_workflow import snakemake
 
-from flame.plan import Assumptions, Plan
+from flame.report.plan import Assumptions, Plan
 from flame.study.load import load_file
 from flame.study.study import Study
 

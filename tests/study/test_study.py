@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flame.study import include
+from flame.study import include, origin, stages
 from flame.study.load import StudyError, load, load_file
 from flame.study.study import Study
 
@@ -164,7 +164,7 @@ BAD = {
     "unknown kind of figure": (
         "figures/figure_d2/kind",
         "gallery",
-        ["figures.figure_d2: unknown kind of block 'gallery'", "known: prompts, radar, "],
+        ["figures.figure_d2: unknown kind of figure 'gallery'", "known: captions, examples, "],
     ),
     "captions of other images in a figure": (
         "figures/captions",
@@ -296,13 +296,10 @@ def test_facets_are_drawn_with_the_seed_of_the_study(study):
 def test_text_of_a_facet_changes_only_stores_that_hold_it(study):
     edited = load(change("facets/color/text", "the main color"), "study.yaml", ROOT)
     llm = "smollm2-135m"
-    assert edited.embed_settings(llm, "scenes", "long", 0) != study.embed_settings(
-        llm, "scenes", "long", 0
-    )
-    assert edited.embed_settings(llm, "scenes", "raw", 0) == study.embed_settings(
-        llm, "scenes", "raw", 0
-    )
-    assert edited.train_settings("flame-9") == study.train_settings("flame-9")
+    long, raw = (llm, "scenes", "long", 0), (llm, "scenes", "raw", 0)
+    assert stages.embed(edited, *long) != stages.embed(study, *long)
+    assert stages.embed(edited, *raw) == stages.embed(study, *raw)
+    assert stages.train(edited, "flame-9") == stages.train(study, "flame-9")
 
 
 def test_a_run_is_trained_once_for_each_seed():
@@ -310,9 +307,9 @@ def test_a_run_is_trained_once_for_each_seed():
     changed["runs"]["flame-7"]["seeds"] = [5]
     study = load(changed, "study.yaml", ROOT)
     assert study.replicas("clip") == ("clip", "clip.seed1", "clip.seed2")
-    assert [study.train_settings(name).seed for name in study.replicas("clip")] == [0, 1, 2]
+    assert [stages.train(study, name).seed for name in study.replicas("clip")] == [0, 1, 2]
     assert study.replicas("flame-7") == ("flame-7",)
-    assert study.train_settings("flame-7").seed == 5
+    assert stages.train(study, "flame-7").seed == 5
     # A fine-tuned run starts from the base of its own seed.
     assert study.base("long-clip.seed2") == "clip.seed2"
     tables = study.table_results("table1")
@@ -335,7 +332,7 @@ def test_stores_hold_the_facets_that_are_used_or_all():
     assert used.embedded_facets(llm, "scenes-large", "long") == prompt.default
     assert used.embedded_facets(llm, "scenes", "long") == prompt.facets
     # What a tower is made from is the same either way.
-    assert used.train_origin("flame-7") == every.train_origin("flame-7")
+    assert origin.train(used, "flame-7") == origin.train(every, "flame-7")
 
 
 def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
@@ -353,13 +350,13 @@ def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
     }
     study = load(changed, "study.yaml", ROOT)
     assert study.figure_stores("captions") == (("smollm2-135m", "told", "long"),)
-    embedded = study.embed_settings("smollm2-135m", "told", "long", 0)
+    embedded = stages.embed(study, "smollm2-135m", "told", "long", 0)
     assert embedded.datasets == ("told", "told-again")
     assert tuple(embedded.facets) == study.prompts["long"].default
-    assert study.figure_settings("captions").averaged == {"long": study.prompts["long"].default}
+    assert stages.figure(study, "captions").averaged == {"long": study.prompts["long"].default}
     # Other stores are what they were.
     other = ("smollm2-135m", "scenes", "long", 0)
-    assert study.embed_settings(*other) == plain.embed_settings(*other)
+    assert stages.embed(study, *other) == stages.embed(plain, *other)
 
 
 def test_tables_pull_what_they_are_made_of(study):

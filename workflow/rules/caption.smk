@@ -1,7 +1,7 @@
 rule caption:
     """Images of a data set -> long and short captions by an MLLM, or by who published them."""
     input:
-        images=caption_dataset,
+        unpack(inputs("caption")),
     output:
         "results/caption/{captioner}/{dataset}/{part}.parquet",
     log:
@@ -16,7 +16,7 @@ rule caption:
         runtime=growing(24 * HOUR),
     params:
         program=program,
-        settings=caption_settings,
+        settings=param("caption", "settings"),
     shell:
         "{params.program} flame.caption write --images {input.images} --out {output}"
         " --settings {params.settings:q} --threads {threads} 2>&1 | tee {log}"
@@ -24,7 +24,7 @@ rule caption:
 
 use rule caption as caption_by_vllm with:
     wildcard_constraints:
-        captioner=captioners_by_vllm(),
+        captioner=one_of(jobs.captioners_by_vllm(study)),
     conda:
         "../envs/vllm.yml"
 
@@ -35,8 +35,7 @@ ruleorder: caption_by_vllm > caption
 rule captions:
     """All parts of a captioner's captions, with the data set's own, and a report of what was bad."""
     input:
-        images=caption_dataset,
-        parts=caption_files,
+        unpack(inputs("captions")),
     output:
         directory("results/captions/{captioner}/{dataset}"),
     log:
@@ -48,7 +47,7 @@ rule captions:
         runtime=growing(HOUR),
     params:
         program=program,
-        settings=captions_settings,
+        settings=param("captions", "settings"),
     shell:
         "{params.program} flame.caption join --images {input.images} --parts {input.parts}"
         " --out {output} --settings {params.settings:q} 2>&1 | tee {log}"

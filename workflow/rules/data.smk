@@ -13,11 +13,11 @@ rule download_dataset:
         runtime=dataset_minutes,
     params:
         program=program,
-        source=dataset_source,
-        options=dataset_options,
-        seed=study.seed,
-        max_skipped=study.max_skipped,
-        version=VERSION["download"],
+        source=param("download_dataset", "source"),
+        options=param("download_dataset", "options"),
+        seed=param("download_dataset", "seed"),
+        max_skipped=param("download_dataset", "max_skipped"),
+        version=param("download_dataset", "version"),
     shell:
         "{params.program} flame.download dataset --source {params.source}"
         " --options {params.options:q} --seed {params.seed} --max-skipped {params.max_skipped}"
@@ -39,9 +39,9 @@ rule download_llm:
         runtime=growing(12 * HOUR),
     params:
         program=program,
-        checkpoint=llm_checkpoint,
-        reset=llm_reset,
-        version=VERSION["download"],
+        checkpoint=param("download_llm", "checkpoint"),
+        reset=param("download_llm", "reset"),
+        version=param("download_llm", "version"),
     shell:
         "{params.program} flame.download llm --checkpoint {params.checkpoint:q}"
         " {params.reset} --out {output} 2>&1 | tee {log}"
@@ -62,7 +62,7 @@ rule download_tower:
         runtime=growing(2 * HOUR),
     params:
         program=program,
-        settings=tower_settings,
+        settings=param("download_tower", "settings"),
     shell:
         "{params.program} flame.download tower --settings {params.settings:q}"
         " --out {output} 2>&1 | tee {log}"

@@ -7,7 +7,7 @@ rule prompt:
     conda:
         "../../environment.yml"
     params:
-        text=prompt_text,
+        text=param("prompt", "text"),
     # The report draws run times on a logarithmic scale: one of 0 s would leave it without any.
     shell:
         "(sleep 0.1; printf '%s\\n' {params.text:q} > {output}) 2> {log}"
@@ -16,9 +16,7 @@ rule prompt:
 rule embed:
     """Captions of a kind -> embeddings of every facet, by a frozen LLM in one pass."""
     input:
-        llm="resources/llms/{llm}",
-        datasets=embed_datasets,
-        prompts=embed_prompts,
+        unpack(inputs("embed")),
     output:
         directory("results/embed/{llm}/{bundle}/{kind}/{part}.zarr"),
     log:
@@ -34,7 +32,7 @@ rule embed:
         token_budget=1024,
     params:
         program=program,
-        settings=embed_settings,
+        settings=param("embed", "settings"),
     shell:
         "{params.program} flame.embed --llm {input.llm} --datasets {input.datasets} --out {output}"
         " --settings {params.settings:q} --token-budget {resources.token_budget}"
@@ -44,7 +42,7 @@ rule embed:
 use rule embed as embed_training with:
     # The same, first: towers are trained while the benchmarks' captions are still being embedded.
     wildcard_constraints:
-        bundle=training_bundles(),
+        bundle=one_of(jobs.training_bundles(study)),
     priority: 1
 
 

@@ -1,9 +1,7 @@
 rule evaluate:
     """A trained tower -> every metric of a bundle of benchmarks, and the hits behind them."""
     input:
-        model=tower_folder,
-        datasets=evaluate_datasets,
-        stores=evaluate_stores,
+        unpack(inputs("evaluate")),
     output:
         metrics="results/evaluate/{run}/{bundle}.json",
         hits="results/evaluate/{run}/{bundle}.parquet",
@@ -22,8 +20,8 @@ rule evaluate:
     params:
         program=program,
         sources=sources,
-        settings=evaluate_settings,
-        origin=evaluate_origin,
+        settings=param("evaluate", "settings"),
+        origin=param("evaluate", "origin"),
     shell:
         "{params.program} flame.evaluate --model {input.model} --datasets {input.datasets}"
         " {params.sources} --out {output.metrics} --hits {output.hits}"
@@ -34,10 +32,7 @@ rule evaluate:
 rule fewshot:
     """A trained tower and its LLM -> words of images, and classification from them (Table C5)."""
     input:
-        model=tower_folder,
-        llm=llm_folder,
-        dataset=fewshot_dataset,
-        stores=fewshot_stores,
+        unpack(inputs("fewshot")),
     output:
         metrics="results/fewshot/{run}/{benchmark}.json",
         hits="results/fewshot/{run}/{benchmark}.parquet",
@@ -56,8 +51,8 @@ rule fewshot:
         batch_size=64,
     params:
         program=program,
-        settings=fewshot_settings,
-        origin=train_origin,
+        settings=param("fewshot", "settings"),
+        origin=param("fewshot", "origin"),
     shell:
         "{params.program} flame.fewshot --model {input.model} --llm {input.llm}"
         " --dataset {input.dataset} --stores {input.stores} --out {output.metrics}"
@@ -68,7 +63,7 @@ rule fewshot:
 rule overhead:
     """Embedding and training against the alternatives, timed in turn (Figure 5)."""
     input:
-        **overhead_inputs(),
+        unpack(inputs("overhead")),
     output:
         "results/overhead.json",
     log:
@@ -83,7 +78,7 @@ rule overhead:
         runtime=growing(HOUR),
     params:
         program=program,
-        settings=overhead_settings,
+        settings=param("overhead", "settings"),
     shell:
         "{params.program} flame.overhead --images {input.images} --llm {input.llm}"
         " --stores {input.stores} --out {output} --settings {params.settings:q}"
@@ -93,9 +88,7 @@ rule overhead:
 rule export:
     """A trained FLAME and its LLM -> one folder that `flame.load` opens, with a model card."""
     input:
-        model=tower_folder,
-        llm=llm_folder,
-        metrics=export_metrics,
+        unpack(inputs("export")),
     output:
         directory("results/export/{run}"),
     log:
@@ -107,7 +100,7 @@ rule export:
         runtime=growing(HOUR),
     params:
         program=program,
-        settings=export_settings,
+        settings=param("export", "settings"),
     shell:
         "{params.program} flame.export write --model {input.model} --llm {input.llm}"
         " --metrics {input.metrics} --out {output} --settings {params.settings:q} 2>&1 | tee {log}"

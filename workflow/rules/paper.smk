@@ -1,8 +1,7 @@
 rule table:
     """Metrics of every run and benchmark -> one table of the paper, as CSV and as Markdown."""
     input:
-        metrics=table_metrics,
-        hits=table_hits,
+        unpack(inputs("table")),
     output:
         csv=report(
             "results/{table}.csv",
@@ -20,9 +19,9 @@ rule table:
         runtime=growing(10),
     params:
         program=program,
-        reported=table_reported,
-        numbers=table_numbers,
-        settings=table_settings,
+        reported=reported("tables"),
+        numbers=reported_digest("tables"),
+        settings=param("table", "settings"),
     shell:
         "{params.program} flame.table results --metrics {input.metrics} --hits {input.hits}"
         " --reported {params.reported:q} --csv {output.csv} --markdown {output.markdown}"
@@ -32,9 +31,7 @@ rule table:
 rule claims:
     """Each claim of the paper -> whether it holds on this study, and the figure."""
     input:
-        metrics=result_files(claim_results(), "json"),
-        hits=result_files(claim_results(), "parquet"),
-        overhead=claims_overhead,
+        unpack(inputs("claims")),
     output:
         csv=report("results/claims.csv", caption="../report/claims.rst", category="Claims"),
         markdown="results/claims.md",
@@ -47,8 +44,8 @@ rule claims:
         runtime=growing(10),
     params:
         program=program,
-        overhead=claims_overhead_flag,
-        settings=claims_settings,
+        overhead=claims_overhead,
+        settings=param("claims", "settings"),
     shell:
         "{params.program} flame.table claims --metrics {input.metrics} --hits {input.hits}"
         " {params.overhead} --csv {output.csv} --markdown {output.markdown}"
@@ -74,9 +71,9 @@ rule appendix:
         runtime=growing(10),
     params:
         program=program,
-        reported=appendix_reported,
-        numbers=appendix_numbers,
-        settings=appendix_settings,
+        reported=reported("appendix"),
+        numbers=reported_digest("appendix"),
+        settings=param("appendix", "settings"),
     shell:
         "{params.program} flame.table appendix --reported {params.reported:q} --csv {output.csv}"
         " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
@@ -85,7 +82,7 @@ rule appendix:
 rule figure:
     """Results -> one figure of the paper, as PNG and as PDF."""
     input:
-        figure_inputs,
+        unpack(inputs("figure")),
     output:
         png=report(
             "results/{figure}.png",
@@ -103,7 +100,7 @@ rule figure:
         runtime=growing(10),
     params:
         program=program,
-        settings=figure_settings,
+        settings=param("figure", "settings"),
     shell:
         "{params.program} flame.figure --inputs {input} --png {output.png} --pdf {output.pdf}"
         " --settings {params.settings:q} 2>&1 | tee {log}"

@@ -1,11 +1,7 @@
 rule train:
     """Images and stored embeddings -> a visual tower (Eq. 1); or captions, for a baseline."""
     input:
-        images=train_images,
-        stores=train_stores,
-        captions=train_captions,
-        llm=llm_folder,
-        base=train_base,
+        unpack(inputs("train")),
     output:
         directory("results/train/{run}"),
     log:
@@ -24,8 +20,8 @@ rule train:
     params:
         program=trainer,
         sources=sources,
-        settings=train_settings,
-        origin=train_origin,
+        settings=param("train", "settings"),
+        origin=param("train", "origin"),
     shell:
         "{params.program} flame.train --images {input.images} {params.sources}"
         " --out {output} --settings {params.settings:q} --threads {threads}"

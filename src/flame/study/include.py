@@ -65,8 +65,9 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
         ]
     for figure in _blocks(values, "figures"):
         runs = figure.get("runs")
-        if isinstance(runs, Mapping) and figure.get("kind") != "prompts":
-            figure["runs"] = {label: run for label, run in runs.items() if not lacks(run)}
+        if isinstance(runs, Mapping):
+            kept = {n: run for n, run in runs.items() if not (isinstance(run, str) and lacks(run))}
+            figure["runs"] = kept
     for claim in _blocks(values, "claims"):
         reasons = [absent[r] for r in (claim.get("better"), claim.get("worse")) if lacks(r)]
         if reasons:

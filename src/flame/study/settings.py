@@ -262,8 +262,8 @@ class FigureSettings(_Compared):
 
     name: str
     figure: Figure
-    prefix: tuple[str, str] | None = Field(description="of the prompt, for a mask")
-    facets: dict[str, str] = Field(description="name -> suffix, for a mask")
+    prefix: tuple[str, str] | None = Field(default=None, description="of the prompt, for a mask")
+    facets: dict[str, str] = Field(default={}, description="name -> suffix, for a mask")
     averaged: dict[str, tuple[str, ...]] = Field(
         default={}, description="caption kind -> facets whose vectors are averaged, for captions"
     )

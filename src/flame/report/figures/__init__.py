@@ -1,34 +1,46 @@
 """Kinds of figures, one module each, found by its file name.
 
-Every module has one function::
+Every module has a class and a function::
+
+    class Keys(FigureBlock)
+        The keys of its block in a study, and what it is drawn from.
 
     draw(inputs, settings) -> Figure
+        inputs: files and folders, those of `Keys.inputs`.
+        settings: the figure, with what its names stand for.
 
-    inputs: files and folders that the rule `figure` gives to this kind.
-    settings: the figure, with what stands behind its names.
-
-It is called within `style`, which all kinds share: one palette that colour-blind readers can tell
-apart, and beside every colour a marker and a line of its own, so that a print in grey can be read.
+The study reads `Keys` of every kind whenever Snakemake starts, so a module imports what draws
+(matplotlib, seaborn, torch) in its functions. `draw` is called within `style`, which all kinds
+share: a palette that colour-blind readers can tell apart, and for every colour a marker and a line
+style of its own, for prints in grey.
 """
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-import seaborn as sns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from flame.report import results
-from flame.report.results import Results
 from flame.runtime.errors import known
-from flame.study.settings import FigureSettings
 
-PALETTE = [tuple(colour) for colour in sns.color_palette("colorblind")]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flame.report.results import Results
+    from flame.study.settings import FigureSettings
+
+# seaborn's "colorblind".
+PALETTE = (
+    "#0173B2",
+    "#DE8F05",
+    "#029E73",
+    "#D55E00",
+    "#CC78BC",
+    "#CA9161",
+    "#FBAFE4",
+    "#949494",
+    "#ECE133",
+    "#56B4E9",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 GREY = "0.35"
@@ -40,22 +52,17 @@ RC: Any = {
 }
 
 
-def module(kind: str) -> ModuleType:
-    """The module of a kind of figure."""
-    kinds = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
-    if kind not in kinds:
-        raise ValueError(f"unknown kind of figure {known(kind, kinds)}")
-    return importlib.import_module(f"{__name__}.{kind}")
-
-
 @contextmanager
 def style() -> Iterator[None]:
     """What all figures look like, until the context ends."""
+    import matplotlib as mpl
+    import seaborn as sns
+
     with sns.axes_style("ticks"), sns.plotting_context("notebook"), mpl.rc_context(RC):
         yield
 
 
-def canvas(width: float, height: float, settings: FigureSettings, note: str = "") -> Figure:
+def canvas(width: float, height: float, settings: "FigureSettings", note: str = "") -> "Figure":
     """An empty figure under its title, which names the study that was measured.
 
     Args:
@@ -64,6 +71,9 @@ def canvas(width: float, height: float, settings: FigureSettings, note: str = ""
         settings: has the title and the study.
         note: how to read the figure, in small print under it.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     title = f"{settings.figure.title} ({settings.study} study)"
@@ -73,8 +83,10 @@ def canvas(width: float, height: float, settings: FigureSettings, note: str = ""
     return figure
 
 
-def read(inputs: Sequence[Path], settings: FigureSettings) -> Results:
+def read(inputs: Sequence[Path], settings: "FigureSettings") -> "Results":
     """Results among the inputs: JSON files, each with its Parquet file beside it."""
+    from flame.report import results
+
     metrics = [path for path in inputs if path.suffix == ".json"]
     hits = [path for path in inputs if path.suffix == ".parquet"]
     return results.read(metrics, hits, settings.runs, settings.bootstrap)

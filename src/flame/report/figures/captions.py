@@ -1,27 +1,25 @@
 """Captions of the same images by two captioners: their lengths, their words, their embeddings."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import polars as pl
-import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from pydantic import Field
 
-from flame.embedding.store import Embeddings, by_kind
-from flame.evaluation.features import directions
 from flame.report.figures import LINES, PALETTE, canvas, dataset_folder
-from flame.report.figures.examples import evenly
-from flame.study.schema.figures import CaptionsFigure
-from flame.study.settings import FigureSettings
+from flame.runtime.errors import known
+from flame.study import jobs
+from flame.study.schema.figures import FigureBlock
 
-WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
-LARGEST = 5000  # images, of which every two captions are compared
-ROWS = 512  # of a store, read at a time
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.report.captions import Similarity
+    from flame.study.settings import FigureSettings
+    from flame.study.study import Study
+
 BINS = 40
 TAILS = (0.001, 0.999)  # quantiles from which a histogram begins and ends
 NARROWEST = 1e-3  # cosines that a histogram spans at least
@@ -33,42 +31,71 @@ NOTE = (
 )
 
 
-class Captions(NamedTuple):
-    """Captions of one kind by one captioner, one for each of N images.
+class Keys(FigureBlock):
+    """Captions of the same images by two captioners."""
 
-    Args:
-        texts: N texts.
-        features: (N, d) float32, unit norm.
-    """
+    kind: Literal["captions"]
+    datasets: dict[str, str] = Field(
+        min_length=2,
+        max_length=2,
+        description="label -> data set: the same images, captioned twice",
+    )
+    kinds: tuple[str, ...] = Field(
+        min_length=1, description="caption kinds, one row of panels each"
+    )
+    llm: str = Field(description="whose embeddings are compared")
 
-    texts: list[str]
-    features: torch.Tensor
+    def stores(self) -> tuple[tuple[str, str, str], ...]:
+        """Embeddings of every kind of both data sets."""
+        sets = self.datasets.values()
+        return tuple((self.llm, dataset, kind) for kind in self.kinds for dataset in sets)
+
+    def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
+        """Names that the study does not have, and data sets of different images."""
+        if self.llm not in study.llms:
+            yield "llm", f"unknown llm {known(self.llm, study.llms)}"
+        for kind in self.kinds:
+            if kind not in study.prompt_names:
+                kinds = known(kind, study.prompt_names)
+                yield "kinds", f"no prompt embeds captions of kind {kinds}"
+        unknown = [name for name in self.datasets.values() if name not in study.datasets]
+        for name in unknown:
+            yield "datasets", f"unknown dataset {known(name, study.datasets)}"
+        sets = [study.datasets[name] for name in self.datasets.values() if name not in unknown]
+        # Keys of other images may well be the same: 000000000 is the first one of every split.
+        if len({(d.source, str(d.options.get("split"))) for d in sets}) > 1:
+            first, second = self.datasets.values()
+            yield "datasets", f"{first!r} and {second!r} are not of one source and split"
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """One folder with all captions of each data set, and the stores."""
+        folders = []
+        for dataset in self.datasets.values():
+            # A captioner's folder has the data set's own captions, too.
+            written = [kind for kind in self.kinds if study.captioner_of(dataset, kind)]
+            folders.append(jobs.captions_of(study, dataset, (written or self.kinds)[0]))
+        bundles = dict.fromkeys(map(study.bundle, self.datasets.values()))
+        pairs = [(bundle, kind) for kind in self.kinds for bundle in bundles]
+        found = [jobs.stores(study, self.llm, bundle, [kind]) for bundle, kind in pairs]
+        return folders + [path for paths in found for path in paths]
+
+    def resolved(self, study: "Study") -> dict[str, Any]:
+        """Facets that are averaged."""
+        return {"averaged": {kind: study.prompt_of(kind).default for kind in self.kinds}}
 
 
-class Similarity(NamedTuple):
-    """How near two captioners' captions are to each other, as cosines of their embeddings.
-
-    Args:
-        same: (N,) of the two captions of an image.
-        other: (N,) of captions of two images.
-        nearest: share of the first captioner's captions to which, of all of the second's, that of
-            the same image is the nearest.
-    """
-
-    same: np.ndarray
-    other: np.ndarray
-    nearest: float
-
-
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """One row a caption kind; panels of words a caption, vocabulary, similarity.
 
     Args:
         inputs: a folder of captions for each data set, and the stores of the LLM.
-        settings: of a `CaptionsFigure`, with the facets that are averaged.
+        settings: the figure, with the facets that are averaged.
     """
+    from flame.embedding.store import by_kind
+    from flame.report.captions import matched, similarity, words_of
+
     chosen = settings.figure
-    assert isinstance(chosen, CaptionsFigure)
+    assert isinstance(chosen, Keys)
     stores = by_kind([path for path in inputs if path.suffix == ".zarr"])
     rows = {
         kind: matched(
@@ -98,105 +125,9 @@ def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
     return figure
 
 
-def matched(
-    folders: Sequence[Path], stores: Sequence[Path], kind: str, facets: Sequence[str]
-) -> tuple[Captions, Captions]:
-    """Captions of the images that both data sets have, at most `LARGEST` at even distances.
+def _lengths(axes: "Axes", words: dict[str, list[list[str]]], kind: str) -> None:
+    from matplotlib.ticker import MaxNLocator
 
-    Args:
-        folders: of the two data sets, each with `captions.parquet`.
-        stores: parts of the stores of this kind, each with one of the data sets or both.
-        kind: of the captions; the first of an image counts.
-        facets: those whose vectors are averaged.
-
-    Raises:
-        ValueError: fewer than two images in common.
-    """
-    tables, embeddings = [], []
-    for folder in folders:
-        parts = [part for part in stores if (part / folder.name).is_dir()]
-        opened = Embeddings.open(parts, folder.name)
-        texts = pl.scan_parquet(folder / "captions.parquet").filter(kind=kind)
-        rows = pl.LazyFrame({"key": opened.keys}).with_row_index("row")
-        tables.append(
-            texts.select("key", "text")
-            .unique("key", keep="first", maintain_order=True)
-            .join(rows.unique("key", keep="first"), on="key", maintain_order="left")
-        )
-        embeddings.append(opened)
-    common = tables[0].join(tables[1], on="key", maintain_order="left").collect()
-    if len(common) < 2:
-        names = " and ".join(repr(folder.name) for folder in folders)
-        raise ValueError(
-            f"{len(common)} images have {kind} captions in {names}: nothing to compare"
-        )
-    common = common[evenly(len(common), LARGEST)]
-    first, second = (
-        Captions(common[text].to_list(), _features(opened, common[row].to_numpy(), facets))
-        for opened, text, row in zip(
-            embeddings, ("text", "text_right"), ("row", "row_right"), strict=True
-        )
-    )
-    return first, second
-
-
-def _features(embeddings: Embeddings, rows: np.ndarray, facets: Sequence[str]) -> torch.Tensor:
-    """Directions (N, d) of some rows, read in blocks: all facets of all of them are much memory."""
-    blocks = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
-    read = (torch.from_numpy(embeddings.rows(block, facets)) for block in blocks)
-    return torch.cat([directions(vectors, facets, {}) for vectors in read])
-
-
-def words_of(texts: Iterable[str]) -> list[list[str]]:
-    """Words of each text in lower case; what an apostrophe or a hyphen joins is one."""
-    return [WORD.findall(text.lower()) for text in texts]
-
-
-def growth(words: Iterable[Sequence[str]]) -> tuple[list[int], list[int]]:
-    """Words read, and distinct ones among them, after each caption."""
-    read, distinct = [0], [0]
-    seen: set[str] = set()
-    for caption in words:
-        seen.update(caption)
-        read.append(read[-1] + len(caption))
-        distinct.append(len(seen))
-    return read, distinct
-
-
-def shared(
-    first: Iterable[Sequence[str]], second: Iterable[Sequence[str]]
-) -> tuple[float, float, float]:
-    """What two captioners' words have in common, as shares.
-
-    Returns:
-        Of all distinct words those that both use; of the words that the first one writes those
-        that the second one uses, too; the same the other way round.
-    """
-    written = [[word for caption in words for word in caption] for words in (first, second)]
-    one, two = map(set, written)
-    of_first, of_second = (
-        sum(word in other for word in words) / max(len(words), 1)
-        for words, other in zip(written, (two, one), strict=True)
-    )
-    return len(one & two) / max(len(one | two), 1), of_first, of_second
-
-
-def similarity(first: torch.Tensor, second: torch.Tensor) -> Similarity:
-    """Cosines of the captions of two captioners.
-
-    Args:
-        first: (N, d), unit norm.
-        second: (N, d), unit norm, of the same images.
-    """
-    cosines = first @ second.T
-    same = cosines.diagonal()
-    other = (first * second.roll(len(second) // 2, dims=0)).sum(dim=1)
-    # Where two are equally near, as captions of the same words are, none is the nearer.
-    nearest = (same >= cosines.max(dim=1).values).float().mean()
-    return Similarity(same.numpy(), other.numpy(), float(nearest))
-
-
-def _lengths(axes: Axes, words: dict[str, list[list[str]]], kind: str) -> None:
     counts = {label: np.array([*map(len, found)]) for label, found in words.items()}
     every = np.concatenate([*counts.values()])
     low, high = (int(np.quantile(every, share)) for share in TAILS)
@@ -210,9 +141,13 @@ def _lengths(axes: Axes, words: dict[str, list[list[str]]], kind: str) -> None:
     _head(axes, f"Length of {kind} captions")
 
 
-def _vocabulary(axes: Axes, words: dict[str, list[list[str]]], kind: str) -> None:
-    both, *known = shared(*words.values())
-    for place, ((label, found), share) in enumerate(zip(words.items(), known, strict=True)):
+def _vocabulary(axes: "Axes", words: dict[str, list[list[str]]], kind: str) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    from flame.report.captions import growth, shared
+
+    both, *in_other = shared(*words.values())
+    for place, ((label, found), share) in enumerate(zip(words.items(), in_other, strict=True)):
         read, distinct = growth(found)
         axes.plot(
             read,
@@ -232,7 +167,7 @@ def _vocabulary(axes: Axes, words: dict[str, list[list[str]]], kind: str) -> Non
     _head(axes, f"Vocabulary of {kind} captions: {100 * both:.0f} % in common")
 
 
-def _similarity(axes: Axes, found: Similarity, labels: Sequence[str], kind: str) -> None:
+def _similarity(axes: "Axes", found: "Similarity", labels: Sequence[str], kind: str) -> None:
     every = np.concatenate([found.same, found.other])
     low, high = float(np.quantile(every, TAILS[0])), float(every.max())
     edges = np.linspace(min(low, high - NARROWEST), high, BINS + 1)
@@ -247,7 +182,7 @@ def _similarity(axes: Axes, found: Similarity, labels: Sequence[str], kind: str)
     _head(axes, f"Similarity of {kind} captions")
 
 
-def _steps(axes: Axes, values: np.ndarray, edges: np.ndarray, place: int, label: str) -> None:
+def _steps(axes: "Axes", values: np.ndarray, edges: np.ndarray, place: int, label: str) -> None:
     """Share of the values in each bin, in percent; the few beyond the last bins are put there."""
     centers = (edges[1:] + edges[:-1]) / 2
     counts, _ = np.histogram(np.clip(values, centers[0], centers[-1]), edges)
@@ -261,7 +196,7 @@ def _steps(axes: Axes, values: np.ndarray, edges: np.ndarray, place: int, label:
     axes.set_ylim(bottom=0)
 
 
-def _head(axes: Axes, title: str) -> None:
+def _head(axes: "Axes", title: str) -> None:
     """Title and legend above a panel, where they hide nothing of it."""
     axes.legend(
         title=title,

@@ -1,18 +1,26 @@
 """Queries and the image that each run returns for them, right or wrong (Figure D2)."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from pydantic import Field, PositiveInt
 
-from flame.data.images import ImageReader
 from flame.report.figures import GREY, PALETTE, canvas, dataset_folder, training_file
 from flame.runtime.checksums import verified
-from flame.study.schema.figures import ExamplesFigure
-from flame.study.settings import FigureSettings
+from flame.study import files
+from flame.study.schema.figures import FigureBlock
+from flame.study.schema.tables import Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.data.images import ImageReader
+    from flame.study.settings import FigureSettings
+    from flame.study.study import Study
 
 METRIC = "t2i_r@1"
 RIGHT, WRONG = PALETTE[2], PALETTE[3]
@@ -21,20 +29,40 @@ LETTERS = 52  # of a line of text
 LINES = 9
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+class Keys(FigureBlock):
+    """Queries and what each run returns for them (Figure D2)."""
+
+    kind: Literal["examples"]
+    runs: dict[str, str] = Field(min_length=1, description="label -> run")
+    benchmark: str
+    queries: PositiveInt
+
+    def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
+        """Image retrieval on the benchmark, by every run."""
+        return tuple(self.runs.values()), (Measure(benchmark=self.benchmark, metric=METRIC),)
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """Hits, and the images."""
+        images = files.dataset(study.benchmarks[self.benchmark].dataset)
+        return [*files.with_suffix(results, "parquet"), images]
+
+
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """One row a query: its text, the image of every run in a frame, the image it belongs to.
 
     The queries stand at even distances in the benchmark, whoever is right on them.
 
     Args:
         inputs: Parquet of every run's training, and the folder of the data set.
-        settings: of an `ExamplesFigure`.
+        settings: the figure.
 
     Raises:
         ValueError: inputs that do not belong together.
     """
+    from flame.data.images import ImageReader
+
     chosen = settings.figure
-    assert isinstance(chosen, ExamplesFigure)
+    assert isinstance(chosen, Keys)
     reader = ImageReader(dataset_folder(inputs, settings.datasets[chosen.benchmark]))
     answers = {
         label: _answers(training_file(inputs, settings.runs[run][0]), chosen.benchmark)
@@ -100,13 +128,13 @@ def _answers(file: Path, benchmark: str) -> pl.DataFrame:
     return table.sort("query")
 
 
-def _text(axes: Axes, text: str) -> None:
+def _text(axes: "Axes", text: str) -> None:
     lines = textwrap.wrap(text, LETTERS, max_lines=LINES, placeholder=" ...")
     axes.text(0, 0.5, "\n".join(lines), va="center", fontsize=10, parse_math=False)
     axes.set_axis_off()
 
 
-def _image(axes: Axes, reader: ImageReader, row: int, colour: object, mark: str) -> None:
+def _image(axes: "Axes", reader: "ImageReader", row: int, colour: object, mark: str) -> None:
     axes.imshow(reader.read(row))
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

@@ -3,28 +3,60 @@
 Shapes: P tokens of the shared prefix, L tokens of prefix and facets together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from transformers import AutoTokenizer
+from pydantic import Field
 
-from flame.embedding.llm import facet_mask
 from flame.report.figures import GREY, PALETTE, canvas
-from flame.study.schema.figures import MaskFigure
-from flame.study.settings import FigureSettings
+from flame.runtime.errors import known
+from flame.study import files
+from flame.study.schema.figures import FigureBlock
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.study.settings import FigureSettings
+    from flame.study.study import Study
 
 INCHES = 0.17  # of one token
 NOTE = (
     "The token of a row attends to those of the coloured columns; the hidden states of the bold"
     " ones are the embeddings.\nBelow: position ids, which restart after the prefix in every facet."
 )
+
+
+class Keys(FigureBlock):
+    """The facet-decoupled mask over real tokens (Figure 3)."""
+
+    kind: Literal["mask"]
+    llm: str
+    prompt: str
+    facets: tuple[str, ...] = Field(min_length=1)
+    caption: str
+
+    def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
+        """An LLM, a prompt or a facet that the study does not have."""
+        if self.llm not in study.llms:
+            yield "llm", f"unknown llm {known(self.llm, study.llms)}"
+        if self.prompt not in study.prompts:
+            yield "prompt", f"unknown prompt {known(self.prompt, study.prompts)}"
+        for facet in self.facets:
+            if facet not in study.facets:
+                yield "facets", f"unknown facet {known(facet, study.facets)}"
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """The LLM, for its tokenizer."""
+        return [files.llm(self.llm)]
+
+    def resolved(self, study: "Study") -> dict[str, Any]:
+        """Texts of the prompt."""
+        prompt = study.prompts[self.prompt]
+        return {"prefix": prompt.prefix, "facets": study.suffixes(prompt, self.facets)}
 
 
 class Tokens(NamedTuple):
@@ -34,15 +66,18 @@ class Tokens(NamedTuple):
     facets: list[list[int]]
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """The mask, with its tokens on both axes.
 
     Args:
         inputs: folder of the LLM; only its tokenizer is read.
-        settings: of a `MaskFigure`, with its prefix and facets.
+        settings: the figure, with its prefix and facets.
     """
+    from matplotlib.patches import Patch
+    from transformers import AutoTokenizer
+
     chosen = settings.figure
-    assert isinstance(chosen, MaskFigure)
+    assert isinstance(chosen, Keys)
     assert settings.prefix is not None
     tokenizer = AutoTokenizer.from_pretrained(inputs[0])
     before, after = settings.prefix
@@ -81,6 +116,8 @@ def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -
 
 def blocks(tokens: Tokens) -> np.ndarray:
     """(L, L) int: -1 where masked, else 0 for a key in the prefix, k for one in facet k."""
+    from flame.embedding.llm import facet_mask
+
     lengths = [len(facet) for facet in tokens.facets]
     owner = np.repeat(range(len(lengths) + 1), [len(tokens.prefix), *lengths])
     return np.where(facet_mask(len(tokens.prefix), lengths).numpy(), owner, -1)
@@ -97,7 +134,9 @@ def _colours(tokens: Tokens) -> list[Any]:
     return ["0.6", *facets]
 
 
-def _cells(axes: Axes, tokens: Tokens) -> None:
+def _cells(axes: "Axes", tokens: Tokens) -> None:
+    from matplotlib.colors import ListedColormap
+
     matrix = blocks(tokens)
     colours = ListedColormap(["white", *_colours(tokens)])
     axes.imshow(matrix, cmap=colours, vmin=-1, vmax=len(tokens.facets), interpolation="none")
@@ -112,7 +151,7 @@ def _cells(axes: Axes, tokens: Tokens) -> None:
     axes.tick_params(which="both", length=0)
 
 
-def _label(axes: Axes, tokens: Tokens, words: Sequence[str]) -> None:
+def _label(axes: "Axes", tokens: Tokens, words: Sequence[str]) -> None:
     places = range(len(words))
     text: Any = {"fontsize": 10, "parse_math": False}
     axes.set_yticks(places, words, **text)

@@ -1,16 +1,21 @@
 """Time of embedding and of training against the alternatives (Figure 5)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from typing import TYPE_CHECKING, Literal
 
 from flame.report.figures import GREY, PALETTE, canvas
-from flame.study.settings import FigureSettings
+from flame.study import files
+from flame.study.schema.figures import FigureBlock
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.study.settings import FigureSettings
+    from flame.study.study import Study
 
 # Ways as the stage names them -> what they are; the last of each is what this workflow does.
 EMBEDDING = {
@@ -27,12 +32,27 @@ HATCHES = ("", "//", "xx")  # told apart where a print has no colours
 WIDEST = 12  # ratio beyond which an axis is logarithmic
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+class Keys(FigureBlock):
+    """Embedding and training time against the alternatives (Figure 5)."""
+
+    kind: Literal["overhead"]
+
+    def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
+        """The study must take times."""
+        if study.overhead is None:
+            yield "kind", "is drawn from times, but the study has no block `overhead`"
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """The times."""
+        return [files.output("overhead")]
+
+
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """Bars of time relative to what this workflow does: of embedding, and of a training step.
 
     Args:
         inputs: JSON of the overhead stage.
-        settings: of an `OverheadFigure`.
+        settings: the figure.
     """
     measured = json.loads(inputs[0].read_text())
     rounds = len(measured["seconds"]["flame"])
@@ -62,7 +82,9 @@ def relative(
     return found
 
 
-def _bars(axes: Axes, seconds: Mapping[str, Sequence[float]], ways: Mapping[str, str]) -> None:
+def _bars(axes: "Axes", seconds: Mapping[str, Sequence[float]], ways: Mapping[str, str]) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
     ratios = relative(seconds, ways)
     highest = max(high for _, _, high in ratios.values())
     wide = highest > WIDEST

@@ -4,16 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from textwrap import wrap
+from typing import TYPE_CHECKING, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from pydantic import Field
 
 from flame.report.figures import GREY, PALETTE, canvas, read
 from flame.report.markdown import metric_name
-from flame.report.results import Estimate
-from flame.study.schema.figures import PromptsFigure
-from flame.study.schema.tables import Column
-from flame.study.settings import FigureSettings
+from flame.study.schema.figures import FigureBlock
+from flame.study.schema.tables import Column, Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.report.results import Estimate
+    from flame.study.settings import FigureSettings
 
 SPREAD = 0.22  # prompts between two draws, so that their intervals do not cover each other
 WIDTH = 22  # letters of a title's line: panels stand side by side
@@ -23,15 +28,28 @@ NOTE = (
 )
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+class Keys(FigureBlock):
+    """Recall against the number of prompts, with intervals and several draws (Table 6)."""
+
+    kind: Literal["prompts"]
+    runs: dict[int, tuple[str, ...]] = Field(description="number of prompts -> runs, one a draw")
+    columns: tuple[Column, ...] = Field(min_length=1, description="one panel each")
+
+    def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
+        """Every draw, in the measures of every panel."""
+        runs = tuple(run for draws in self.runs.values() for run in draws)
+        return runs, tuple(m for column in self.columns for m in column.measures)
+
+
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """One panel a column; x is the number of prompts, y the metric in percent.
 
     Args:
         inputs: JSON and Parquet files of the evaluate stage.
-        settings: of a `PromptsFigure`.
+        settings: the figure.
     """
     chosen = settings.figure
-    assert isinstance(chosen, PromptsFigure)
+    assert isinstance(chosen, Keys)
     results = read(inputs, settings)
     rows = -(-len(chosen.columns) // 4)
     width = -(-len(chosen.columns) // rows)
@@ -52,7 +70,7 @@ def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, drawn: dict[int, list[Estimate]]) -> None:
+def _panel(axes: "Axes", drawn: "dict[int, list[Estimate]]") -> None:
     means = [fmean(e.value for e in estimates) for estimates in drawn.values()]
     axes.plot([*drawn], means, marker="D", markersize=4, color=PALETTE[0], linewidth=2)
     for number, estimates in drawn.items():
@@ -73,7 +91,7 @@ def _panel(axes: Axes, drawn: dict[int, list[Estimate]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _title(column: Column, settings: FigureSettings) -> str:
+def _title(column: Column, settings: "FigureSettings") -> str:
     """Benchmark, what stands in for it, metric."""
     sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
     measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"

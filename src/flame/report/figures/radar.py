@@ -4,18 +4,22 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.projections.polar import PolarAxes
-from matplotlib.ticker import FixedLocator
+from pydantic import Field
 
 from flame.report.figures import GREY, LINES, MARKERS, PALETTE, canvas, read
 from flame.report.markdown import metric_name
-from flame.report.results import Results
-from flame.study.schema.figures import RadarFigure
+from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
-from flame.study.settings import FigureSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.projections.polar import PolarAxes
+
+    from flame.report.results import Results
+    from flame.study.settings import FigureSettings
 
 NOTE = (
     "On each spoke: the language and the best value on it, %. In brackets: mean over languages."
@@ -24,15 +28,30 @@ NOTE = (
 TICKS = (1, 5, 10, 20, 40, 60, 80, 100)
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+class Keys(FigureBlock):
+    """A metric over languages, one spoke each (Figure 4)."""
+
+    kind: Literal["radar"]
+    runs: dict[str, str] = Field(min_length=1, description="label -> run")
+    languages: dict[str, str] = Field(min_length=3, description="language -> benchmark")
+    metrics: tuple[str, ...] = Field(min_length=1, description="one plot each")
+
+    def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
+        """Every run, in every metric of every language."""
+        names, metrics = self.languages.values(), self.metrics
+        measures = (Measure(benchmark=b, metric=m) for b in names for m in metrics)
+        return tuple(self.runs.values()), tuple(measures)
+
+
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """One polar plot a metric, one line a run.
 
     Args:
         inputs: JSON and Parquet files of the evaluate stage.
-        settings: of a `RadarFigure`.
+        settings: the figure.
     """
     chosen = settings.figure
-    assert isinstance(chosen, RadarFigure)
+    assert isinstance(chosen, Keys)
     results = read(inputs, settings)
     width = max(5.2 * len(chosen.metrics), 7)
     figure = canvas(width, 6.4 + 0.25 * len(chosen.runs), settings, NOTE)
@@ -46,14 +65,16 @@ def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
     return figure
 
 
-def _values(results: Results, run: str, metric: str, chosen: RadarFigure) -> list[float]:
+def _values(results: "Results", run: str, metric: str, chosen: Keys) -> list[float]:
     return [
         results.rate(run, [Measure(benchmark=benchmark, metric=metric)]).value
         for benchmark in chosen.languages.values()
     ]
 
 
-def _web(axes: PolarAxes, values: dict[str, list[float]], languages: list[str]) -> None:
+def _web(axes: "PolarAxes", values: dict[str, list[float]], languages: list[str]) -> None:
+    from matplotlib.ticker import FixedLocator
+
     angles = np.linspace(0, 2 * math.pi, len(languages), endpoint=False)
     closed = [*angles, angles[0]]
     for i, (label, row) in enumerate(values.items()):

@@ -1,19 +1,22 @@
 """Words that the patches of an image map to, on the image (Figure C1)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-
-from flame.data.images import ImageReader
 from flame.report.figures import canvas, dataset_folder, training_file
 from flame.runtime.errors import known
-from flame.study.schema.figures import WordsFigure
-from flame.study.settings import FigureSettings
+from flame.study import files
+from flame.study.schema.figures import FigureBlock
+from flame.study.schema.tables import Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from flame.study.settings import FigureSettings
+    from flame.study.study import Study
 
 INCHES = 2.9  # of an image
 COLUMNS = 4
@@ -26,15 +29,34 @@ NOTE = (
 )
 
 
-def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
+class Keys(FigureBlock):
+    """Words that patches map to, on the patches (Figure C1)."""
+
+    kind: Literal["words"]
+    run: str
+    benchmark: str
+
+    def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
+        """The few-shot result of the run, which has the words; no metric of it."""
+        return (self.run,), (Measure(benchmark=self.benchmark, metric=""),)
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """Words, and the images that they are written on."""
+        images = files.dataset(study.benchmarks[self.benchmark].dataset)
+        return [*files.with_suffix(results, "words.json"), images]
+
+
+def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     """Images with a grid of words over them.
 
     Args:
         inputs: words of the fewshot stage, and the folder of the data set.
-        settings: of a `WordsFigure`.
+        settings: the figure.
     """
+    from flame.data.images import ImageReader
+
     chosen = settings.figure
-    assert isinstance(chosen, WordsFigure)
+    assert isinstance(chosen, Keys)
     folder = dataset_folder(inputs, settings.datasets[chosen.benchmark])
     reader = ImageReader(folder)
     rows = {key: row for row, key in enumerate(reader.keys)}
@@ -56,8 +78,10 @@ def draw(inputs: Sequence[Path], settings: FigureSettings) -> Figure:
     return figure
 
 
-def _words(axes: Axes, picture: Mapping[str, Any]) -> None:
+def _words(axes: "Axes", picture: Mapping[str, Any]) -> None:
     """Every word in the middle of its place, as large as the place allows."""
+    from matplotlib.patheffects import withStroke
+
     best = max(max(line) for line in picture["probabilities"])
     side = len(picture["words"])
     pairs = zip(picture["words"], picture["probabilities"], strict=True)

@@ -1,89 +1,94 @@
-"""Figures of the paper, one class a kind."""
+"""A block under `figures`. Its kind is a module of `flame.report.figures`, with keys of its own.
 
-from typing import Annotated, Literal
+Figures are the one place where a study needs code to its right: a kind has its keys and its
+drawing in one file, so that a new kind is one new file. The module is found by name, as the modules
+of data sets are, and imports what draws only when it draws.
+"""
 
-from pydantic import Field, PositiveInt
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BeforeValidator, SerializeAsAny
+from pydantic_core import PydanticCustomError
+
+from flame.runtime.errors import known
 from flame.study.schema.section import Section
-from flame.study.schema.tables import Column
+from flame.study.schema.tables import Measure
+
+if TYPE_CHECKING:
+    from flame.study.study import Study
+
+KINDS = "flame.report.figures"
 
 
-class _Figure(Section):
+class FigureBlock(Section):
+    """What every kind of figure has; a kind's `Keys` adds its own keys and says what it reads."""
+
     title: str
+    kind: str
+
+    def uses(self) -> tuple[Iterable[str], Iterable[Measure]]:
+        """Runs and measures whose results the figure is drawn from."""
+        return (), ()
+
+    def stores(self) -> tuple[tuple[str, str, str], ...]:
+        """LLM, data set and caption kind of the embeddings it is drawn from."""
+        return ()
+
+    def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
+        """Key and text of every reference to something that the study does not have.
+
+        Runs and benchmarks of `uses` are checked for every kind.
+        """
+        yield from ()
+
+    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+        """Files that it is drawn from.
+
+        Args:
+            study: has all that the block names.
+            results: of what it uses, as paths without extensions; by default their metrics and
+                hits are all that is read.
+        """
+        results = list(results)
+        return [f"{path}.json" for path in results] + [f"{path}.parquet" for path in results]
+
+    def resolved(self, study: "Study") -> dict[str, Any]:
+        """What else its drawing is given: fields of `FigureSettings` by name."""
+        return {}
 
 
-class PromptsFigure(_Figure):
-    """Recall against the number of prompts, with intervals and several draws (Table 6)."""
-
-    kind: Literal["prompts"]
-    runs: dict[int, tuple[str, ...]] = Field(description="number of prompts -> runs, one a draw")
-    columns: tuple[Column, ...] = Field(min_length=1, description="one panel each")
+def kinds() -> list[str]:
+    """Names of all kinds."""
+    package = importlib.import_module(KINDS)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-class RadarFigure(_Figure):
-    """A metric over languages, one spoke each (Figure 4)."""
+def module(kind: str) -> ModuleType:
+    """The module of a kind of figure, with `Keys` and `draw`.
 
-    kind: Literal["radar"]
-    runs: dict[str, str] = Field(min_length=1, description="label -> run")
-    languages: dict[str, str] = Field(min_length=3, description="language -> benchmark")
-    metrics: tuple[str, ...] = Field(min_length=1, description="one plot each")
-
-
-class MaskFigure(_Figure):
-    """The facet-decoupled mask over real tokens (Figure 3)."""
-
-    kind: Literal["mask"]
-    llm: str
-    prompt: str
-    facets: tuple[str, ...] = Field(min_length=1)
-    caption: str
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in kinds():
+        raise ValueError(f"unknown kind of figure {known(kind, kinds())}")
+    return importlib.import_module(f"{KINDS}.{kind}")
 
 
-class OverheadFigure(_Figure):
-    """Embedding and training time against the alternatives (Figure 5)."""
-
-    kind: Literal["overhead"]
-
-
-class ExamplesFigure(_Figure):
-    """Queries and what is returned for them, right or wrong (Figure D2)."""
-
-    kind: Literal["examples"]
-    runs: dict[str, str] = Field(min_length=1, description="label -> run")
-    benchmark: str
-    queries: PositiveInt
+def _of_its_kind(block: Any) -> Any:
+    if not isinstance(block, Mapping):
+        return block
+    kind = block.get("kind")
+    if kind is None:
+        raise PydanticCustomError("missing_kind", "kind: field required")
+    if kind not in kinds():
+        raise PydanticCustomError(
+            "unknown_kind", "unknown kind of figure {known}", {"known": known(kind, kinds())}
+        )
+    return module(str(kind)).Keys.model_validate(block)
 
 
-class WordsFigure(_Figure):
-    """Words that patches map to, on the patches (Figure C1)."""
-
-    kind: Literal["words"]
-    run: str
-    benchmark: str
-
-
-class CaptionsFigure(_Figure):
-    """Captions of the same images by two captioners: their lengths, words and embeddings."""
-
-    kind: Literal["captions"]
-    datasets: dict[str, str] = Field(
-        min_length=2,
-        max_length=2,
-        description="label -> data set: the same images, captioned twice",
-    )
-    kinds: tuple[str, ...] = Field(
-        min_length=1, description="caption kinds, one row of panels each"
-    )
-    llm: str = Field(description="whose embeddings are compared")
-
-
-Figure = Annotated[
-    PromptsFigure
-    | RadarFigure
-    | MaskFigure
-    | OverheadFigure
-    | ExamplesFigure
-    | WordsFigure
-    | CaptionsFigure,
-    Field(discriminator="kind"),
-]
+Figure = Annotated[SerializeAsAny[FigureBlock], BeforeValidator(_of_its_kind)]

@@ -148,3 +148,8 @@ class Claim(Section):
         if (self.ratio is None) != (self.above is None):
             raise ValueError("ratio and above: both or none")
         return self
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Runs that it compares."""
+        return tuple(run for run in (self.better, self.worse) if run)

@@ -1,0 +1,265 @@
+"""A study and some names -> what each stage is told."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from flame.study.schema.runs import ClipRun, FlameRun, PretrainedRun
+from flame.study.schema.tables import Claim, Measure
+from flame.study.settings import (
+    VERSION,
+    AppendixSettings,
+    CaptionSettings,
+    CaptionsSettings,
+    ClaimsSettings,
+    ClipTraining,
+    EmbedSettings,
+    EvaluateSettings,
+    ExportSettings,
+    FewShotSettings,
+    FigureSettings,
+    FlameTraining,
+    LongClipTraining,
+    OverheadSettings,
+    PretrainedTower,
+    Reading,
+    ReleasedTower,
+    TableSettings,
+    Training,
+)
+from flame.study.study import Study
+
+
+def caption(study: Study, captioner: str, dataset: str, part: int) -> CaptionSettings:
+    """Settings of one captioning job."""
+    return CaptionSettings(
+        dataset=dataset,
+        part=part,
+        parts=study.caption_parts(captioner, dataset),
+        captioner=study.captioners[captioner],
+        version=VERSION["caption"],
+    )
+
+
+def captions(study: Study, captioner: str, dataset: str) -> CaptionsSettings:
+    """Settings of the job that joins the captions of a data set."""
+    return CaptionsSettings(
+        dataset=dataset,
+        captioner=study.captioners[captioner],
+        max_skipped=study.max_skipped,
+        version=VERSION["caption"],
+    )
+
+
+def embed(study: Study, llm: str, bundle: str, kind: str, part: int) -> EmbedSettings:
+    """Settings of one embedding job."""
+    prompt = study.prompt_of(kind)
+    return EmbedSettings(
+        kind=kind,
+        datasets=study.bundle_datasets(bundle, kind),
+        part=part,
+        parts=study.parts(bundle, kind),
+        llm=llm,
+        layer=study.llms[llm].layer,
+        final_norm=study.llms[llm].final_norm,
+        positions=study.embedding.positions,
+        max_caption_tokens=study.embedding.max_caption_tokens,
+        cleanup=study.embedding.cleanup,
+        storage=study.embedding.storage,
+        prefix=prompt.prefix,
+        facets=study.suffixes(prompt, study.embedded_facets(llm, bundle, kind)),
+        version=VERSION["embed"],
+    )
+
+
+def train(study: Study, training: str) -> Training:
+    """Settings of one training."""
+    run, seed = study.trainings[training]
+    assert not isinstance(run, PretrainedRun)
+    shared: dict[str, Any] = {
+        "run": training,
+        "seed": seed,
+        "dataset": study.dataset_of(training),
+        "recipe": study.recipes[run.recipe],
+        "max_skipped": study.max_skipped,
+        "version": VERSION["train"],
+    }
+    if isinstance(run, FlameRun):
+        backbone, targets = study.backbones[run.backbone], study.targets(training)
+        return FlameTraining(backbone=backbone, targets=targets, **shared)
+    clip = run if isinstance(run, ClipRun) else study.runs[run.base]
+    assert isinstance(clip, ClipRun)
+    shared |= {
+        "method": run.method,
+        "backbone": study.backbones[clip.backbone],
+        "text_tower": study.text_towers[clip.text_tower],
+    }
+    if isinstance(run, ClipRun):
+        return ClipTraining(captions=run.captions, **shared)
+    own = run.model_dump(exclude={"method", "base", "dataset", "recipe", "seeds"})
+    return LongClipTraining(**own, **shared)
+
+
+def tower(study: Study, training: str) -> PretrainedTower | ReleasedTower:
+    """Settings of a tower that is downloaded, not trained."""
+    run = study.run(training)
+    if isinstance(run, PretrainedRun):
+        return PretrainedTower(run=training, **run.model_dump(), version=VERSION["download"])
+    trained = train(study, training)
+    assert isinstance(run, FlameRun)
+    assert isinstance(trained, FlameTraining)
+    assert run.weights is not None
+    return ReleasedTower(
+        method="released", training=trained, weights=run.weights, version=VERSION["download"]
+    )
+
+
+def evaluate(study: Study, training: str, bundle: str) -> EvaluateSettings:
+    """Settings of one evaluation."""
+    return EvaluateSettings(
+        run=training,
+        questions=study.questions(training, bundle),
+        bootstrap=study.bootstrap,
+        version=VERSION["evaluate"],
+    )
+
+
+def fewshot(study: Study, training: str, benchmark: str) -> FewShotSettings:
+    """Settings of one few-shot job."""
+    chosen = study.benchmarks[benchmark]
+    assert chosen.fewshot is not None
+    assert chosen.captions is not None
+    return FewShotSettings(
+        run=training,
+        benchmark=benchmark,
+        dataset=chosen.dataset,
+        captions=chosen.captions,
+        fewshot=chosen.fewshot,
+        final_norm=study.llms[study.flame_run(training).llm].final_norm,
+        seed=study.seed,
+        bootstrap=study.bootstrap,
+        version=VERSION["fewshot"],
+    )
+
+
+def overhead(study: Study) -> OverheadSettings:
+    """Settings of what is timed for Figure 5."""
+    assert study.overhead is not None
+    flame = train(study, study.overhead.run)
+    clip = train(study, study.overhead.baseline)
+    assert isinstance(flame, FlameTraining)
+    assert isinstance(clip, ClipTraining)
+    llm, bundle = study.flame_run(study.overhead.run).llm, study.bundle(flame.dataset)
+    return OverheadSettings(
+        overhead=study.overhead,
+        flame=flame,
+        clip=clip,
+        embedding=embed(study, llm, bundle, "long", 0),
+        version=VERSION["overhead"],
+    )
+
+
+def export(study: Study, training: str) -> ExportSettings:
+    """Settings of an exported run; it reads texts as its benchmarks do.
+
+    Raises:
+        ValueError: the run is not FLAME.
+    """
+    run = study.run(training)
+    if not isinstance(run, FlameRun):
+        raise ValueError(f"run {training!r} is not FLAME, and only FLAME is exported")
+    read = {kind: (facets, kind) for kind, facets in study.targets(training).items()}
+    for bundle in dict.fromkeys(map(study.bundle, study.datasets)):
+        for question in study.questions(training, bundle):
+            if question.captions:
+                read.setdefault(question.captions, (question.facets, str(question.center)))
+    llm, embedding = study.llms[run.llm], study.embedding
+    return ExportSettings(
+        run=training,
+        checkpoint=llm.checkpoint,
+        reset=llm.reset,
+        layer=llm.layer,
+        final_norm=llm.final_norm,
+        positions=embedding.positions,
+        max_caption_tokens=embedding.max_caption_tokens,
+        cleanup=embedding.cleanup,
+        kinds={
+            kind: Reading(
+                prefix=study.prompt_of(kind).prefix,
+                facets=study.suffixes(study.prompt_of(kind), facets),
+                center=center,
+            )
+            for kind, (facets, center) in read.items()
+        },
+        version=VERSION["export"],
+    )
+
+
+def table(study: Study, name: str) -> TableSettings:
+    """Settings of one table."""
+    chosen, below = study.tables[name], study.claims_under(name)
+    return TableSettings(
+        study=study.study,
+        name=name,
+        table=chosen,
+        claims=below,
+        version=VERSION["table"],
+        **_named(study, below, chosen.runs, chosen.measures),
+    )
+
+
+def claims(study: Study) -> ClaimsSettings:
+    """Settings of the list of claims."""
+    every = tuple(study.claims.values())
+    return ClaimsSettings(
+        study=study.study,
+        claims=every,
+        version=VERSION["table"],
+        **_named(study, every, (), ()),
+    )
+
+
+def appendix(study: Study, name: str) -> AppendixSettings:
+    """Settings of a table of the study itself."""
+    chosen = study.appendix[name]
+    backbones = {
+        run.backbone: None
+        for run in study.runs.values()
+        if isinstance(run, FlameRun | ClipRun) and run.recipe == chosen.recipe
+    }
+    return AppendixSettings(
+        study=study.study,
+        name=name,
+        table=chosen,
+        recipe=study.recipes[chosen.recipe] if chosen.recipe else None,
+        backbones=tuple(backbones),
+        facets=study.facets,
+        prompts=study.prompts,
+        version=VERSION["table"],
+    )
+
+
+def figure(study: Study, name: str) -> FigureSettings:
+    """Settings of one figure."""
+    chosen = study.figures[name]
+    return FigureSettings(
+        study=study.study,
+        name=name,
+        figure=chosen,
+        version=VERSION["figure"],
+        **chosen.resolved(study),
+        **_named(study, (), *chosen.uses()),
+    )
+
+
+def _named(
+    study: Study, below: Iterable[Claim], runs: Iterable[str], measures: Iterable[Measure]
+) -> dict[str, Any]:
+    """Trainings of runs and data sets of benchmarks, for what compares them."""
+    below = list(below)
+    runs = [*runs, *(run for claim in below for run in claim.runs)]
+    benchmarks = [m.benchmark for m in [*measures, *(m for c in below for m in c.measures)]]
+    return {
+        "datasets": {b: study.benchmarks[b].dataset for b in dict.fromkeys(benchmarks)},
+        "runs": {run: study.replicas(run) for run in dict.fromkeys(runs)},
+        "bootstrap": study.bootstrap,
+    }

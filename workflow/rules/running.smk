@@ -1,0 +1,80 @@
+"""How jobs run: the command of a stage, its memory and its time."""
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+HOUR = 60  # minutes, the unit of `runtime`
+
+
+def growing(amount):
+    """Memory or time of a job, more with each retry: too little of either ends a job."""
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
+
+
+def dataset_memory(wildcards, attempt):
+    """MB of a download: its index, 1 kB an image, is made in memory."""
+    return (1000 + study.datasets[wildcards.dataset].images // 1000) * attempt
+
+
+def dataset_minutes(wildcards, attempt):
+    """Minutes that a download may take: at least five images a second."""
+    return (12 * HOUR + study.datasets[wildcards.dataset].images // 300) * attempt
+
+
+def all_cores(wildcards):
+    """All cores of this machine, so that nothing else runs beside what is timed.
+
+    Where jobs go to other machines there is no such number: 1, or what --set-threads says.
+    """
+    return workflow.resource_settings.cores or 1
+
+
+def program(wildcards, output):
+    """How a stage is called: by conda's Python, or by the one that runs Snakemake.
+
+    It takes `output`, so that another machine or checkout is no reason to rerun a job.
+    """
+    by_conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    interpreter = "python" if by_conda else sys.executable
+    return f"PYTHONPATH={SRC} {interpreter} -m" if SRC.is_dir() else f"{interpreter} -m"
+
+
+def trainer(wildcards, output, resources, threads):
+    """How training is called: by torchrun for several GPUs, and that by srun for several nodes.
+
+    As in `program`, where it runs is no reason to rerun. The shell line is expanded on the first
+    node, where the processes meet; Linux gives away no ports below 32768.
+    """
+    nodes, gpus = resources.get("nodes", 1), gpus_of_node(resources)
+    if nodes == gpus == 1:
+        return program(wildcards, output)
+    torchrun = f"{program(wildcards, output)} torch.distributed.run --nproc-per-node={gpus}"
+    if nodes == 1:
+        return f"{torchrun} --standalone -m"
+    if "mpi" not in resources.keys():
+        raise WorkflowError(
+            f"nodes={nodes} needs mpi=srun, which starts the others, and tasks={nodes}"
+        )
+    cores = resources.get("cpus_per_task", threads)
+    return (
+        f"{resources.mpi} --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+        f" --cpus-per-task={cores} --kill-on-bad-exit=1 env {torchrun} --nnodes={nodes}"
+        " --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID"
+        " --rdzv-endpoint=$(hostname):$((10000 + SLURM_JOB_ID % 20000)) -m"
+    )
+
+
+def gpus_of_node(resources):
+    """GPUs of a job on each of its nodes; 1 for a job on a CPU, which asks for none."""
+    if "gres" in resources.keys():  # gpu, gpu:8 or gpu:<model>:8
+        kind, _, rest = resources.gres.partition(":")
+        number = rest.rpartition(":")[2]
+        return int(number) if kind == "gpu" and number.isdigit() else 1
+    gpus, nodes = resources.get("gpu", 0), resources.get("nodes", 1)
+    if gpus % nodes:
+        raise WorkflowError(f"gpu={gpus} cannot be spread evenly over nodes={nodes}")
+    return max(gpus // nodes, 1)
