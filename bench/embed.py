@@ -16,7 +16,7 @@ import torch
 
 from flame.data.datasets import scenes
 from flame.embedding.llm import ATTENTION, TOKEN_BUDGET, FrozenLLM
-from flame.overhead import PlainLLM
+from flame.evaluation.overhead import PlainLLM
 
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
 PARTS = (

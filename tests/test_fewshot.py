@@ -1,10 +1,8 @@
-"""Few-shot classification: what is drawn, what is said, and words from which an LLM can answer."""
+"""The program `fewshot`: its files agree with one another, and what does not fit is refused."""
 
 import io
 import json
-import random
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,12 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
-from tests.embedding.test_llm import smollm2  # noqa: F401 - the fixture of the real LLM
-from transformers import AutoModelForCausalLM
 
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import checkpoints, store
 from flame.evaluation.vocabulary import Speaker
-from flame.fewshot import Episode, constrained, draw, fewshot, pictures, say
+from flame.fewshot import fewshot
 from flame.study.schema.benchmarks import Bootstrap, FewShot, Trial
 from flame.study.schema.runs import Backbone, Recipe
 from flame.study.settings import FewShotSettings, FlameTraining
@@ -44,13 +40,6 @@ def llm(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("llm")
     checkpoints.random("gemma3_text", out)
     return out
-
-
-@pytest.fixture(scope="module")
-def speaker(llm) -> Speaker:
-    speaker = Speaker(llm)
-    speaker.model = speaker.model.float()
-    return speaker
 
 
 @pytest.fixture(scope="module")
@@ -128,108 +117,6 @@ def run(toy, folder: Path, chosen: FewShotSettings, batch_size: int = 4) -> dict
     return record
 
 
-def generated(speaker, checkpoint, prompt: list[int], answers: dict[str, list[int]]) -> str:
-    """What `generate` of transformers says where only tokens of the answers are allowed."""
-    causal = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    stop = len(speaker.head) - 1  # a token in none of the answers
-    assert all(stop not in ids for ids in answers.values())
-
-    def allowed(_: int, ids: torch.Tensor) -> list[int]:
-        said = ids[len(prompt) :].tolist()
-        ahead = [
-            a[len(said)] for a in answers.values() if a[: len(said)] == said and len(a) > len(said)
-        ]
-        return ahead or [stop]
-
-    out = causal.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=40,
-        do_sample=False,
-        prefix_allowed_tokens_fn=allowed,
-        eos_token_id=stop,
-        pad_token_id=stop,
-    )
-    said = out[0, len(prompt) :].tolist()
-    return next(name for name, ids in answers.items() if ids == said[: len(ids)])
-
-
-@pytest.mark.parametrize(
-    "names",
-    [["hot", "hot dog", "hot tub"], ["horse", "hot", "hot dog", "ape", "app", "zebra"]],
-)
-def test_constrained_decoding_says_what_generate_says(speaker, llm, names):
-    answers = {name: speaker.ids(f" {name}\n") for name in names}
-    rng = random.Random(0)
-    said = []
-    for _ in range(16):
-        prompt = speaker.start() + rng.choices(range(1, len(speaker.head)), k=50)
-        state, memory = speaker.read(prompt)
-        said.append(constrained(speaker, state, memory, answers))
-        assert said[-1] == generated(speaker, llm, prompt, answers)
-    assert len(set(said)) > 1
-
-
-def test_a_prompt_repeats_its_examples_and_not_its_query(speaker, llm):
-    labels = ["hot dog", "hot", "hot"]
-    texts = {0: "red bread", 1: "sun", 2: "fire"}
-    episode = Episode(("hot", "hot dog"), (1, 0), 2)
-    intro = "Every input is words, every output one of: hot, hot dog.\n"
-    context = "Input: sun\nOutput: hot\nInput: red bread\nOutput: hot dog\n"
-    answers = {name: speaker.ids(f" {name}\n") for name in episode.classes}
-    heard = []
-
-    def listen(ids, memory=None):
-        if memory is None:
-            heard.clear()
-        heard.extend(ids)
-        return Speaker.read(speaker, ids, memory)
-
-    listener = type("Listener", (), {"__getattr__": lambda _, name: getattr(speaker, name)})()
-    listener.read = listen
-    for repeats in (0, 1, 3):
-        (alone,) = say(listener, episode, texts, labels, [repeats])
-        prompt = speaker.start() + speaker.ids(
-            intro + (repeats + 1) * context + "Input: fire\nOutput:"
-        )
-        assert heard[: len(prompt)] == prompt
-        assert alone == generated(speaker, llm, prompt, answers)
-        together = say(speaker, episode, texts, labels, [0, 1, 3])
-        assert together[(0, 1, 3).index(repeats)] == alone
-
-
-def test_episodes_are_drawn_as_the_trial_says():
-    trial = Trial(ways=3, shots=2, repeats=1)
-    drawn = draw(LABELS, trial, 200, seed=0)
-    for episode in drawn:
-        assert len(set(episode.classes)) == 3
-        counts = Counter(LABELS[i] for i in episode.examples)
-        assert counts == dict.fromkeys(episode.classes, 2)
-        assert len({*episode.examples, episode.query}) == 7
-        assert LABELS[episode.query] in episode.classes
-    # Of 200 queries a third stands for the first of the names, for the last example's class.
-    first = sum(LABELS[e.query] == e.classes[0] for e in drawn)
-    last = sum(LABELS[e.query] == LABELS[e.examples[-1]] for e in drawn)
-    assert 40 < first < 95
-    assert 40 < last < 95
-    assert draw(LABELS, Trial(ways=3, shots=2, repeats=3), 200, seed=0) == drawn
-    assert draw(LABELS, trial, 200, seed=1) != drawn
-
-
-def test_too_few_images_for_a_trial_are_told():
-    with pytest.raises(ValueError, match=r"2-way 5-shot .* 2 classes of 6 images .* there are 0"):
-        draw(LABELS, Trial(ways=2, shots=5, repeats=0), 1, seed=0)
-    with pytest.raises(ValueError, match=r"5-way 1-shot .* there are 4"):
-        draw(LABELS, Trial(ways=5, shots=1, repeats=0), 1, seed=0)
-    with pytest.raises(ValueError, match="no image of the data set has a label"):
-        draw([None], Trial(ways=2, shots=1, repeats=0), 1, seed=0)
-
-
-def test_pictures_are_of_different_classes():
-    assert pictures(LABELS, 2) == [0, 10]
-    assert pictures(LABELS, 9) == [0, 5, 10, 15]
-
-
 def test_files_tell_the_same_and_repeat(toy, tmp_path):
     record = run(toy, tmp_path / "first", settings())
     assert (record["run"], record["benchmark"]) == ("r", "Toy")
@@ -271,7 +158,7 @@ def test_words_of_pictures_have_a_place_and_a_probability(toy, tmp_path):
         ({"final_norm": False}, "final_norm is false"),
         ({"captions": "rwa"}, r"no embeddings of captions of kind 'rwa' \(did you mean 'raw'\?\)"),
         ({"facet": "scenes"}, "no center of raw captions and facet 'scenes'"),
-        ({"pool": 9}, "9 x 9 words of a map of 4 x 4 positions"),
+        ({"pool": 9}, "cannot pool 4 x 4 positions to 9 x 9"),
     ],
 )
 def test_what_does_not_fit_is_refused(toy, tmp_path, change, said):
@@ -286,20 +173,3 @@ def test_a_hidden_layer_is_refused(toy, tmp_path):
     store.create(hidden, attributes | {"layer": 1})
     with pytest.raises(ValueError, match="of layer 1: the LLM's head reads the last, 2"):
         run(toy | {"raw.zarr": hidden}, tmp_path / "out", settings())
-
-
-def test_words_that_are_the_labels_are_learnt_from_examples(smollm2):  # noqa: F811
-    """The classification itself works: with SmolLM2, words decide, and wrong ones mislead."""
-    classes = ["apple", "guitar", "horse", "truck"]
-    labels = [label for label in classes for _ in range(2)]
-    speaker = Speaker(smollm2)
-    episodes = draw(labels, Trial(ways=4, shots=1, repeats=1), 8, seed=0)
-    right = dict(enumerate(labels))
-    for episode in episodes:
-        (answer,) = say(speaker, episode, right, labels, [1])
-        assert answer == labels[episode.query]
-        example = {labels[i]: i for i in episode.examples}
-        other = next(c for c in classes if c != labels[episode.query])
-        wrong = right | {episode.query: right[example[other]]}
-        (answer,) = say(speaker, episode, wrong, labels, [1])
-        assert answer == other

@@ -129,7 +129,7 @@ def test_pool_by_hand():
     assert pool(features, 2)[0, :, :, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert pool(features, 1).item() == 7.5
     assert torch.equal(pool(features, 4), features)
-    with pytest.raises(ValueError, match="5 x 5 words of a map of 4 x 4"):
+    with pytest.raises(ValueError, match="cannot pool 4 x 4 positions to 5 x 5"):
         pool(features, 5)
 
 
@@ -204,7 +204,7 @@ def test_too_long_a_prompt_is_refused(llm):
     speaker = Speaker(llm)
     speaker.max_tokens = 5
     _, memory = speaker.read([1, 2, 3])
-    with pytest.raises(ValueError, match="a prompt has 6 tokens, this LLM takes 5"):
+    with pytest.raises(ValueError, match="a prompt has 6 tokens, the LLM takes 5"):
         speaker.read([1, 2, 3], memory)
 
 
@@ -214,7 +214,7 @@ def test_an_llm_without_a_head_is_refused(tmp_path):
     values = json.loads(config.read_text()) | {"tie_word_embeddings": False}
     config.write_text(json.dumps(values))
     checksums.seal(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks lm_head.weight: its head would be random"):
+    with pytest.raises(ValueError, match=r"lacks lm_head.weight: its head would have random"):
         Speaker(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights = {f"model.{name.removeprefix('model.')}": value for name, value in weights.items()}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from answers import counted, write
-from flame.evaluate import query_frame, record
 from flame.evaluation.bootstrap import interval
+from flame.evaluation.records import query_frame, record
 from flame.evaluation.tasks import Answer, Hits
 from flame.report import results
 from flame.study.schema.benchmarks import Bootstrap

@@ -1,7 +1,7 @@
 """Vocabulary mapping: patches of an image -> words of the frozen LLM (Section C.3).
 
 The paper writes C_i = M(h(f_I(x_i))): f_I gives a feature for every patch, in the space of the
-LLM's last hidden state; h is the LLM's own head; M takes the token of the highest probability.
+LLM's last hidden state; h is the LLM's own head; M takes the most probable token.
 
 Shapes: B images; h x w positions, pooled to p x p; D width of the LLM; V tokens.
 """
@@ -19,31 +19,34 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flame.data.images import ImageReader
+from flame.embedding import provenance
 from flame.embedding.llm import fast_dtype
-from flame.embedding.store import SHARD_ROWS, Embeddings
-from flame.runtime.checksums import verify
-from flame.study.settings import FlameTraining
+from flame.embedding.store import SHARD_ROWS, Embeddings, by_kind
+from flame.runtime.checksums import sha256, verify
+from flame.runtime.errors import known
+from flame.study.settings import FewShotSettings, FlameTraining
 from flame.towers.flame import FlameTower
+from flame.towers.load import load
 
 log = logging.getLogger(__name__)
 
 # Pixels between two positions of a convolutional map, as in the paper's ViT-B/16. At half the usual
-# 32, every other position of the dilated map is a position of the plain one; at 8 pixels the
-# averages in the shortcuts of some ResNets would no longer be those that were trained.
+# 32, every other position of the dilated map is a position of the original one; at 8, the average
+# pooling in the shortcuts of some ResNets would differ from the one that was trained.
 STRIDE = 16
 
 
 class Place(NamedTuple):
-    """Where the hidden states of one facet lie: around a center, at a distance."""
+    """Center of the hidden states of one facet, and their mean distance from it."""
 
     center: Tensor
     """(D,), zero where the tower was trained without a center."""
     radius: float
-    """Mean norm of what is left of a hidden state without the center."""
+    """Mean norm of a hidden state minus the center."""
 
 
 class Words(NamedTuple):
-    """The token of the highest probability at every position."""
+    """The most probable token at every position."""
 
     tokens: Tensor
     """(B, p, p) ids."""
@@ -52,14 +55,15 @@ class Words(NamedTuple):
 
 
 def dilated(tower: FlameTower, training: FlameTraining) -> FlameTower:
-    """The same tower with a finer map: later strides become dilations, no weight changes.
+    """The same tower with a finer map: late strides become dilations, weights stay.
 
     Args:
         tower: a trained tower.
-        training: what it was made from.
+        training: settings of its training.
 
     Returns:
-        A copy of the tower, or the tower itself if its backbone is of tokens or cannot be dilated.
+        A copy of the tower, or the tower itself if its backbone is a transformer or has no dilated
+        form.
     """
     if hasattr(tower.visual, "num_prefix_tokens"):
         return tower
@@ -68,7 +72,7 @@ def dilated(tower: FlameTower, training: FlameTraining) -> FlameTower:
     try:
         copied = FlameTower(finer, training.recipe, tower.dim)
     except (ValueError, AssertionError, NotImplementedError) as error:
-        log.info("%s keeps its own map of positions: %s", backbone.timm, error)
+        log.info("%s cannot be dilated: %s", backbone.timm, error)
         return tower
     copied.load_state_dict(tower.state_dict())
     copied.centers = tower.centers
@@ -77,14 +81,14 @@ def dilated(tower: FlameTower, training: FlameTraining) -> FlameTower:
 
 @torch.inference_mode()
 def patch_features(tower: FlameTower, images: Tensor) -> Tensor:
-    """Features of every position, (B, h, w, D): head and projector on one position at a time.
+    """Features of every position, (B, h, w, D): head and projector applied to each on its own.
 
     Args:
         tower: visual tower in evaluation mode.
         images: (B, 3, H, W) square, pixels in [0, 1].
 
     Raises:
-        ValueError: a backbone whose positions cannot be told apart.
+        ValueError: the backbone has no features per position.
     """
     images = images.contiguous(memory_format=torch.channels_last)
     states = tower.visual.forward_features((images - tower.mean) / tower.std)
@@ -92,14 +96,14 @@ def patch_features(tower: FlameTower, images: Tensor) -> Tensor:
     if hasattr(tower.visual, "num_prefix_tokens"):
         if not tower.per_token:
             if getattr(tower.visual, "attn_pool", None) is not None:
-                raise ValueError(f"{name} pools by attention, which has no value at one position")
+                raise ValueError(f"{name} pools by attention: it has no value per position")
             states = tower.visual.fc_norm(states)
         states = states[:, tower.visual.num_prefix_tokens :]
         side = math.isqrt(states.shape[1])
         return tower.projector(states.unflatten(1, (side, side)))
     if states.ndim != 4 or states.shape[1] != tower.visual.num_features:
         raise ValueError(
-            f"{name} gives {tuple(states.shape)}, neither tokens nor a map (B, C, h, w)"
+            f"{name} returns {tuple(states.shape)}, neither tokens nor a map (B, C, h, w)"
         )
     cells = states.permute(0, 2, 3, 1)
     pooled = tower.visual.forward_head(cells.reshape(-1, states.shape[1], 1, 1))
@@ -107,24 +111,24 @@ def patch_features(tower: FlameTower, images: Tensor) -> Tensor:
 
 
 def pool(features: Tensor, side: int) -> Tensor:
-    """Means over the parts of a map, (B, h, w, D) -> (B, p, p, D) with p = `side`.
+    """Average pooling of a map, (B, h, w, D) -> (B, p, p, D) with p = `side`.
 
     Raises:
-        ValueError: more parts than there are positions.
+        ValueError: `side` exceeds the map.
     """
     height, width = features.shape[1:3]
     if not 1 <= side <= min(height, width):
-        raise ValueError(f"{side} x {side} words of a map of {height} x {width} positions")
+        raise ValueError(f"cannot pool {height} x {width} positions to {side} x {side} words")
     return adaptive_avg_pool2d(features.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
 
 
 def place(texts: Embeddings, facet: str, center: Tensor | None) -> Place:
-    """Where the LLM's hidden states lie under one facet.
+    """Center and radius of the LLM's hidden states under one facet.
 
     Args:
         texts: embeddings of the training captions of one kind.
-        facet: one of theirs.
-        center: (D,), what was subtracted from them in training, if anything was.
+        facet: a facet of theirs.
+        center: (D,), the vector subtracted from them in training, if any.
     """
     middle = torch.zeros(texts.dim) if center is None else center.cpu()
     total = 0.0
@@ -138,31 +142,31 @@ def place(texts: Embeddings, facet: str, center: Tensor | None) -> Place:
 def hidden_states(features: Tensor, where: Place) -> Tensor:
     """Features as hidden states of the LLM, (..., D): `center + radius * direction`.
 
-    The losses compare cosines with texts from which a center may have been subtracted, so a tower
-    knows neither length nor center; both are put back before the LLM's head can read a feature.
+    The losses compare cosines with texts from which a center may have been subtracted, so features
+    carry neither length nor center; both are restored before the LLM's head reads them.
     """
     return where.center.to(features) + where.radius * normalize(features, dim=-1)
 
 
 class Speaker:
-    """A frozen LLM that reads tokens and says which come next.
+    """A frozen LLM with its head, for next-token scores.
 
     Attributes:
         tokenizer: its tokenizer.
-        head: (V, D) float32, what turns a last hidden state into scores of all tokens.
-        num_layers: its decoder layers.
-        max_tokens: tokens that it can read.
+        head: (V, D) float32, maps a last hidden state to scores of all tokens.
+        num_layers: number of decoder layers.
+        max_tokens: context length.
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        """Load a checkpoint on the GPU if there is one, in bfloat16 where hardware computes in it.
+        """Load a checkpoint on the GPU if there is one, in bfloat16 where the hardware supports it.
 
         Args:
             checkpoint: folder with a `transformers` model and its tokenizer. The head may be that
-                of a causal model, or be tied to the token embeddings.
+                of a causal LM or tied to the token embeddings.
 
         Raises:
-            ValueError: the checkpoint has no head, or is broken.
+            ValueError: the checkpoint has no head or is broken.
         """
         verify(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,10 +177,10 @@ class Speaker:
         model, info = loaded
         if info["missing_keys"]:
             raise ValueError(
-                f"{checkpoint} lacks {', '.join(sorted(info['missing_keys']))}: its head would be "
-                "random; the vocabulary mapping needs an LLM with a head, or with a tied one"
+                f"{checkpoint} lacks {', '.join(sorted(info['missing_keys']))}: its head would "
+                "have random weights; vocabulary mapping needs an LLM with a head, or a tied one"
             )
-        # Scores in bfloat16 would tie: near 16 its steps are 1/8.
+        # Scores in bfloat16 would tie: its resolution near 16 is 1/8.
         self.head: Tensor = model.get_output_embeddings().weight.detach().clone().to(device)
         self.model: Any = model.base_model.to(device, fast_dtype(device)).eval()
         self.num_layers: int = model.config.num_hidden_layers
@@ -184,7 +188,7 @@ class Speaker:
 
     @property
     def dim(self) -> int:
-        """D, the length of a hidden state."""
+        """D, width of a hidden state."""
         return self.head.shape[1]
 
     @torch.inference_mode()
@@ -193,7 +197,7 @@ class Speaker:
 
         Args:
             states: (B, p, p, D) last hidden states, after the final norm.
-            chunk: states at a time; each needs V scores in memory.
+            chunk: states per product; each needs V scores in memory.
         """
         tokens, probabilities = [], []
         for part in states.flatten(0, -2).to(self.head).split(chunk):
@@ -205,15 +209,15 @@ class Speaker:
         return Words(torch.cat(tokens).view(shape), torch.cat(probabilities).view(shape))
 
     def text(self, token: int) -> str:
-        """One token as a word: without the space before it; special tokens are empty."""
+        """One token as a word without surrounding space; empty for special tokens."""
         return " ".join(self.tokenizer.decode([token], skip_special_tokens=True).split())
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of a text, in which a special token's name is text."""
+        """Tokens of a text; names of special tokens in it are read as plain text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def start(self) -> list[int]:
-        """What this tokenizer puts before a text: its BOS token, or nothing."""
+        """Tokens that the tokenizer puts before a text: its BOS token, or none."""
         return [i for i in self.tokenizer("").input_ids if i == self.tokenizer.bos_token_id]
 
     @torch.inference_mode()
@@ -222,28 +226,28 @@ class Speaker:
 
         Args:
             ids: one or more tokens.
-            memory: keys and values of what was read before; is changed.
+            memory: key-value cache of the tokens before; is changed.
 
         Returns:
-            (D,) last hidden state at the last token, and the memory with these tokens in it.
+            (D,) last hidden state at the last token, and the cache with these tokens in it.
 
         Raises:
-            ValueError: more tokens than this LLM takes.
+            ValueError: the context length is exceeded.
         """
         length = len(ids) + (memory.get_seq_length() if memory else 0)
         if length > self.max_tokens:
-            raise ValueError(f"a prompt has {length} tokens, this LLM takes {self.max_tokens}")
+            raise ValueError(f"a prompt has {length} tokens, the LLM takes {self.max_tokens}")
         batch = torch.tensor([list(ids)], device=self.head.device)
         out = self.model(batch, past_key_values=memory, use_cache=True)
         return out.last_hidden_state[0, -1].float(), out.past_key_values
 
     def scores(self, state: Tensor, tokens: Sequence[int]) -> Tensor:
-        """Scores of some tokens after a hidden state (D,), one each."""
+        """Scores of some tokens, given a last hidden state (D,)."""
         return self.head[list(tokens)] @ state
 
 
 class Mapper:
-    """Images of a data set -> words: tower, center and length, head (C_i = M(h(f_I(x_i))))."""
+    """Images of a data set -> words: tower, center and radius, head (C_i = M(h(f_I(x_i))))."""
 
     def __init__(
         self,
@@ -253,18 +257,64 @@ class Mapper:
         where: Place,
         batch_size: int,
     ) -> None:
-        """Put the parts together.
+        """Combine the parts.
 
         Args:
             tower: a trained tower in evaluation mode.
-            training: what it was made from.
+            training: settings of its training.
             speaker: the LLM on whose embeddings it was trained.
-            where: place of the facet as which a feature is read.
+            where: place of the facet that features are read as.
             batch_size: images per forward pass.
         """
         self._tower = dilated(tower, training).to(speaker.head.device)
         self._image_size = training.backbone.image_size
         self._speaker, self._where, self._batch_size = speaker, where, batch_size
+
+    @classmethod
+    def open(
+        cls,
+        model: Path,
+        llm: Path,
+        speaker: Speaker,
+        stores: Sequence[Path],
+        settings: FewShotSettings,
+        batch_size: int,
+    ) -> "Mapper":
+        """Mapper of a trained tower, with the place of its features from its training captions.
+
+        Args:
+            model: folder of the tower.
+            llm: folder of the LLM.
+            speaker: the LLM, loaded.
+            stores: embedding stores of the training captions, every part of the kind in `settings`.
+            settings: kind and facet that features are read as.
+            batch_size: images per forward pass.
+
+        Raises:
+            ValueError: the tower, the stores and the LLM's head do not belong together.
+        """
+        if not settings.final_norm:
+            raise ValueError("final_norm is false, but the LLM's head reads states after the norm")
+        tower, record = load(model)
+        if not isinstance(tower, FlameTower):
+            raise ValueError(
+                f"{model} was trained by method {record['settings']['method']!r}, "
+                "whose features no LLM can read; only those of 'flame' can be"
+            )
+        training = FlameTraining.model_validate(record["settings"])
+        parts, kind, facet = by_kind(stores), settings.captions, settings.fewshot.facet
+        if kind not in parts:
+            raise ValueError(f"no embeddings of captions of kind {known(kind, parts)}")
+        texts = Embeddings.open(parts[kind], training.dataset)
+        _check_head(texts, tower, speaker, llm)
+        if "texts" in record:
+            provenance.check(record["texts"], texts, [facet], kind)
+        centers = tower.centers.get(kind, {})
+        if tower.centers and facet not in centers:
+            raise ValueError(
+                f"the tower has no center of {kind} captions and facet {known(facet, centers)}"
+            )
+        return cls(tower, training, speaker, place(texts, facet, centers.get(facet)), batch_size)
 
     def words(self, reader: ImageReader, images: Sequence[int], side: int) -> Words:
         """Words of some images, (B, p, p) with p = `side`."""
@@ -277,6 +327,27 @@ class Mapper:
         return Words(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def texts(self, reader: ImageReader, images: Sequence[int], side: int) -> list[str]:
-        """Words of each image as one text, line by line."""
+        """Words of each image as one text, row by row."""
         tokens = self.words(reader, images, side).tokens.flatten(1).tolist()
         return [" ".join(filter(None, map(self._speaker.text, row))) for row in tokens]
+
+
+def _check_head(texts: Embeddings, tower: FlameTower, speaker: Speaker, llm: Path) -> None:
+    """Refuse embeddings, or a tower, that the head of the LLM cannot read."""
+    layer = texts.attributes.get("layer", "last")
+    if layer not in ("last", speaker.num_layers):
+        raise ValueError(
+            f"the captions' embeddings are of layer {layer}: the LLM's head reads the last, "
+            f"{speaker.num_layers}"
+        )
+    if not tower.dim == texts.dim == speaker.dim:
+        raise ValueError(
+            f"the tower has features of width {tower.dim}, its captions' embeddings {texts.dim}, "
+            f"the LLM's head reads {speaker.dim}"
+        )
+    checkpoint = sha256(llm / "flame.json")
+    if texts.attributes.get("checkpoint", checkpoint) != checkpoint:
+        raise ValueError(
+            f"{llm} is not the LLM {texts.attributes['llm']!r} that embedded the captions: its "
+            f"flame.json has sha256 {checkpoint}, not {texts.attributes['checkpoint']}"
+        )

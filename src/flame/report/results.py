@@ -8,22 +8,13 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
+from flame.evaluation import records
 from flame.evaluation.bootstrap import mean_interval
-from flame.runtime.checksums import read_json
+from flame.evaluation.records import Queries
 from flame.runtime.errors import known
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Measure
-
-
-class Queries(NamedTuple):
-    """One metric of one benchmark, query by query."""
-
-    keys: tuple[str, ...]
-    values: NDArray[np.floating]
-    """(queries,), each in [0, 1]: its mean is the metric."""
 
 
 class Estimate(NamedTuple):
@@ -127,29 +118,8 @@ def read(
             raise ValueError(
                 f"{path}: no Parquet file beside it; given: {known(path, tables.values())}"
             )
-        answers |= _answers(path, tables[path.with_suffix("")])
+        answers |= records.read(path, tables[path.with_suffix("")])
     return Results(answers, runs, bootstrap)
-
-
-def _answers(metrics: Path, hits: Path) -> dict[tuple[str, str, str], Queries]:
-    try:
-        frame = pl.read_parquet(hits, columns=["benchmark", "metric", "query", "key", "hit"])
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{hits} is broken: {error}; delete it to make it anew") from error
-    parts = frame.sort("query").partition_by("benchmark", "metric", as_dict=True)
-    answers = {}
-    for record in read_json(metrics)["records"]:
-        for name, counted in record["metrics"].items():
-            rows = parts.get((record["benchmark"], name))
-            told = (0, 0) if rows is None else (rows["hit"].sum(), len(rows))
-            if rows is None or told != (counted["hits"], counted["queries"]):
-                raise ValueError(
-                    f"{hits}: {told[0]} hits of {told[1]} queries of {record['benchmark']!r} "
-                    f"{name!r}; {metrics} says {counted['hits']} of {counted['queries']}"
-                )
-            queries = Queries(tuple(rows["key"]), rows["hit"].cast(pl.Float64).to_numpy())
-            answers[record["run"], record["benchmark"], name] = queries
-    return answers
 
 
 def _mean(trainings: Sequence[Queries]) -> Queries:

@@ -1,8 +1,8 @@
-"""Kinds of question that can be asked of a tower: one module each, found by its file name.
+"""Kinds of benchmark, one module each, found by its file name.
 
-Every module has one function, `evaluate(asked: Asked) -> Answer`. What it asks for is computed, and
-nothing else: whether the texts come from a frozen LLM's store or from the tower's own text encoder,
-a task cannot tell.
+Every module has one function, `evaluate(asked: Asked) -> Answer`. Only the features that it asks
+for are computed. A task cannot tell whether texts come from a frozen LLM's store or from the
+tower's own text encoder.
 """
 
 import importlib
@@ -33,40 +33,40 @@ class Texts(NamedTuple):
     """T captions or class texts of one kind, in the order of the data set's captions."""
 
     keys: Sequence[str]
-    """Which image, or which class, a text belongs to."""
+    """Image, or class, that each text belongs to."""
     features: Tensor
     """(T, d) float, unit norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, and the functions that give what is needed to answer it."""
+    """A question, with functions that compute the features it needs."""
 
     question: Question
     images: Callable[[], Images]
     """Images of the question's data set, in the space of the texts."""
     visual: Callable[[str], Images]
-    """Images of a data set as the backbone sees them, before the projector."""
+    """Backbone features of the images of a data set, before the projector."""
     texts: Callable[[str | None], Texts]
-    """Texts of a kind, such as `question.captions`; ValueError where that names none."""
+    """Texts of a kind, such as `question.captions`; ValueError for None."""
 
 
 class Hits(NamedTuple):
-    """One metric, query by query: its value is the mean of `hit`."""
+    """One metric, query by query; its value is the mean of `hit`."""
 
     keys: Sequence[str]
     """Key of each query."""
     hit: Tensor
     """(queries,) bool."""
     rows: Sequence[int] | None = None
-    """Place of each query among the data set's images, or its texts of the kind; None: 0, 1, 2."""
+    """Row of each query among the data set's images, or its texts of the kind; None: 0, 1, 2."""
     best: Sequence[str] | None = None
-    """Key of what is ranked first for each query, where something is ranked."""
+    """Key of the top-ranked candidate of each query, where candidates are ranked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a task found out."""
+    """Metrics of one question, and how much of the data took part."""
 
     metrics: dict[str, Hits]
     images: int
@@ -74,12 +74,24 @@ class Answer:
     texts: int
     """Texts that took part."""
     unjoined: int
-    """Images that lack a text, and texts that lack an image; they took no part."""
+    """Images without a text and texts without an image; they took no part."""
 
 
 def module(name: str) -> ModuleType:
-    """The task of a name."""
-    names = [task for task in task_names() if task != FEWSHOT]  # a stage, not a module here
+    """Module of a task."""
+    names = [task for task in task_names() if task != FEWSHOT]  # a program, not a module here
     if name not in names:
         raise ValueError(f"unknown task {known(name, names)}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def answer(asked: Asked) -> Answer:
+    """Answer to one question.
+
+    Raises:
+        ValueError: what the task raised, with the name of the benchmark.
+    """
+    try:
+        return module(asked.question.task).evaluate(asked)
+    except ValueError as error:
+        raise ValueError(f"benchmark {asked.question.benchmark!r}: {error}") from error
