@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 
+from flame.runtime.device import device_of
 from flame.runtime.errors import known
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
 
@@ -217,7 +218,7 @@ class _Transformers:
         self._model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, dtype="auto"
         ).eval()
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(device_of())
         own = self._model.generation_config
         # The study says how words are drawn, not the checkpoint.
         own.temperature = own.top_p = own.top_k = own.min_p = own.max_length = None

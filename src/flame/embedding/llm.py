@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 
 from flame.runtime.checksums import verify
+from flame.runtime.device import device_of, dtype_of
 
 ATTENTION = "facet_decoupled"
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -276,10 +277,8 @@ class FrozenLLM:
             ValueError: the checkpoint is broken, or of an architecture that is not known here.
         """
         verify(checkpoint)
-        self.device = torch.device(
-            device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        )
-        self.dtype = getattr(torch, dtype) if dtype != "auto" else fast_dtype(self.device)
+        self.device = device_of(device)
+        self.dtype = dtype_of(dtype, self.device)
         self.positions = positions
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModel.from_pretrained(
@@ -430,13 +429,6 @@ def plan(prefix_lens: Sequence[int], suffix_len: int, token_budget: int) -> list
         batches.append(order[:size])
         order = order[size:]
     return batches
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware computes in it, else float32."""
-    cpu = torch.cpu.get_capabilities()
-    native = cpu.get("avx512_bf16") or cpu.get("amx_bf16")
-    return torch.bfloat16 if device.type == "cuda" or native else torch.float32
 
 
 def _check_architecture(model: nn.Module) -> None:

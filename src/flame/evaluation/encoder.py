@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from flame.data.images import square, to_rgb
 from flame.embedding.llm import FrozenLLM, cleaned
 from flame.evaluation.features import directions
+from flame.runtime.device import device_of
 from flame.runtime.errors import known
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.settings import ExportSettings
@@ -55,8 +56,7 @@ class Flame:
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} is no export of FLAME: it has no {RECORD}")
         self.settings = ExportSettings.model_validate_json((folder / RECORD).read_text())
-        has_gpu = torch.cuda.is_available()
-        self.device = torch.device(device if device != "auto" else "cuda" if has_gpu else "cpu")
+        self.device = device_of(device)
         tower, _ = load_tower(folder)
         self.tower: Tower = tower.to(self.device)
         self._folder, self._llm_folder = folder, llm

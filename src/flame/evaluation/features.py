@@ -16,6 +16,7 @@ from flame.embedding.store import Embeddings, by_kind
 from flame.evaluation.tasks import Asked, Images, Texts
 from flame.runtime import progress
 from flame.runtime.checksums import verified
+from flame.runtime.device import device_of
 from flame.runtime.errors import known
 from flame.study.settings import Question
 from flame.towers.base import Tower
@@ -58,7 +59,7 @@ class Features:
             trained: how the texts that it was trained on were embedded, as
                 `flame.embedding.provenance` says it; not known of a tower of others.
         """
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device_of()
         self._tower = tower.to(self._device)
         self._batch_size, self._title, self._trained = batch_size, title, trained
         self._datasets = {path.name: path for path in datasets}

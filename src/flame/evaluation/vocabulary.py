@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flame.data.images import ImageReader
 from flame.embedding import provenance
-from flame.embedding.llm import fast_dtype
 from flame.embedding.store import SHARD_ROWS, Embeddings, by_kind
 from flame.runtime.checksums import sha256, verify
+from flame.runtime.device import device_of, dtype_of
 from flame.runtime.errors import known
 from flame.study.settings import FewShotSettings, FlameTraining
 from flame.towers.flame import FlameTower
@@ -169,7 +169,7 @@ class Speaker:
             ValueError: the checkpoint has no head or is broken.
         """
         verify(checkpoint)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True
@@ -182,7 +182,7 @@ class Speaker:
             )
         # Scores in bfloat16 would tie: its resolution near 16 is 1/8.
         self.head: Tensor = model.get_output_embeddings().weight.detach().clone().to(device)
-        self.model: Any = model.base_model.to(device, fast_dtype(device)).eval()
+        self.model: Any = model.base_model.to(device, dtype_of("auto", device)).eval()
         self.num_layers: int = model.config.num_hidden_layers
         self.max_tokens: int = model.config.max_position_embeddings
 

@@ -17,6 +17,8 @@ from torch import distributed as dist
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from flame.runtime.device import device_of
+
 
 class Place(NamedTuple):
     """Which of how many processes this is, and where it computes."""
@@ -38,10 +40,11 @@ def joined(device: str) -> Iterator[Place]:
     Args:
         device: "cpu", "cuda", or "auto": the GPU if there is one.
     """
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    place = device_of(device)
     if "WORLD_SIZE" not in os.environ:
-        yield Place(0, 1, torch.device("cuda" if cuda else "cpu"))
+        yield Place(0, 1, place)
         return
+    cuda = place.type == "cuda"
     own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(own)  # NCCL sends objects by way of the current device

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flame.data.images import augment
 from flame.runtime import progress
+from flame.runtime.device import dtype_of
 from flame.runtime.resumable import write_atomic
-from flame.study.schema.runs import Recipe
 from flame.study.settings import Training
 from flame.towers.base import Tower
 from flame.training import processes
@@ -56,7 +56,7 @@ class Trainer:
         self.tower = tower.to(place.device).train()
         # What DistributedDataParallel adds happens inside its forward and backward.
         self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
-        self.bfloat16 = _bfloat16(recipe, place.device)
+        self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
         self.optimizer = adamw(tower, recipe)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
         self.checkpoint = folder / "checkpoint.safetensors"
@@ -225,12 +225,6 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    cpu = torch.cpu.get_capabilities()
-    native = device.type == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
-    return {"bfloat16": True, "float32": False, "auto": bool(native)}[recipe.precision]
 
 
 @contextmanager
