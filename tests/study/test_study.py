@@ -144,7 +144,7 @@ BAD = {
     "probe without a training set": (
         "benchmarks/DTD probe/train",
         None,
-        ["benchmarks.DTD probe: train: is there for the task 'probe', and for no other"],
+        ["benchmarks.DTD probe: train: belongs to the task 'probe', and to no other"],
     ),
     "claim about an unknown run": (
         "claims/imagenet-cc3m/better",

@@ -1,4 +1,4 @@
-"""What is wrong with a study whose every block is valid by itself: references to nothing."""
+"""Mistakes in a study whose blocks are each valid: names that refer to nothing, missing files."""
 
 import csv
 import re
@@ -84,8 +84,8 @@ def _name_mistakes(study: Study) -> Mistakes:
             if not NAME.fullmatch(name):
                 yield (
                     section,
-                    f"{name!r} becomes part of a path: a name begins with a letter, a digit or "
-                    "_, and has only these, '.', '+' and '-'",
+                    f"{name!r} becomes part of a path: a name starts with a letter, a digit or _ "
+                    "and contains only these, '.', '+' and '-'",
                 )
 
 
@@ -172,7 +172,7 @@ def _table_mistakes(study: Study) -> Mistakes:
 def _overhead_mistakes(study: Study) -> Mistakes:
     if study.overhead is None:
         if any(claim.ratio for claim in study.claims.values()):
-            yield "overhead", "is missing, but a claim asks for it"
+            yield "overhead", "is missing, but a claim needs it"
         return
     for key, kind in (("run", FlameRun), ("baseline", ClipRun)):
         name = getattr(study.overhead, key)
@@ -238,4 +238,4 @@ def markup(path: str, value: Any) -> Iterator[str]:
         for place, below in enumerate(value):
             yield from markup(f"{path}.{place}", below)
     elif isinstance(value, str) and MARKUP.search(value):
-        yield f"{path}: {value!r}: a report would run what stands in a script or a comment of HTML"
+        yield f"{path}: {value!r}: contains HTML that Snakemake's report would run or hide"

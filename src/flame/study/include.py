@@ -1,4 +1,4 @@
-"""A study's YAML together with the files that it includes, and without the runs that it lacks."""
+"""A study's YAML merged with the files that it includes, without the runs that are absent."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,16 +10,16 @@ INCLUDE, ABSENT = "include", "absent"
 
 
 def whole(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """A study with all that it includes; what it says itself comes first.
+    """A study merged with its included files, over which its own values take precedence.
 
-    Blocks are merged key by key, at any depth; a list, or a single value, is replaced.
+    Blocks are merged key by key, at any depth; lists and single values are replaced.
 
     Args:
         values: the study, as parsed from YAML; not changed.
         root: folder of the checkout, to which the included files are relative.
 
     Raises:
-        ValueError: a file that is not there, or an absent run that is defined or asked for nowhere.
+        ValueError: a missing file, or an absent run that is defined or that nothing asks for.
     """
     return _without(_joined(values, root))
 
@@ -44,9 +44,9 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _without(values: dict[str, Any]) -> dict[str, Any]:
-    """The study with nothing in it that would need an absent run.
+    """The study without anything that needs an absent run.
 
-    Its rows show only what the paper reports, its claims are not tested, and say why.
+    Rows of such a run show only what the paper reports; its claims are untested, with the reason.
     """
     absent = dict(values.pop(ABSENT, None) or {})
     unused = set(absent)
@@ -57,7 +57,7 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
 
     for name in absent:
         if name in values.get("runs", {}):
-            raise ValueError(f"{ABSENT}: run {name!r} is not absent, the study defines it")
+            raise ValueError(f"{ABSENT}: run {name!r} is not absent: the study defines it")
     for table in _blocks(values, "tables"):
         table["rows"] = [
             {k: v for k, v in row.items() if k not in ("run", "gain_over") or not lacks(v)}
@@ -81,7 +81,7 @@ def _without(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blocks(values: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
-    """Copies of the named blocks under a key, put in their places; what is no block is let be."""
+    """Copies of the blocks under a key, put in their place; anything else is left alone."""
     if not isinstance(values.get(key), Mapping):
         return
     values[key] = dict(values[key])

@@ -1,6 +1,6 @@
-"""Rule and wildcards -> a job: the files it reads and what its program is told.
+"""Rule and wildcards -> a job: the files it reads and the params of its shell line.
 
-Snakemake asks this module for every job. So does `flame.plan`, for all jobs behind some files.
+The rules ask this module for every job, and `flame.plan` for all jobs behind some files.
 """
 
 import json
@@ -18,13 +18,13 @@ Paths = str | list[str]
 
 
 class Job(NamedTuple):
-    """What a job reads, and what its program is told.
+    """The inputs and params of a job.
 
     Args:
         inputs: name, as in the rule's shell line -> paths.
-        params: name, likewise -> what the program is told; a change is a reason to rerun the job.
-        ancient: names of inputs whose age is no reason to rerun it, as its params describe all
-            that it uses of them.
+        params: name, likewise -> value; a change is a reason to rerun the job.
+        ancient: names of inputs whose modification is no reason to rerun it, because its params
+            describe all that it uses of them.
     """
 
     inputs: Mapping[str, Paths]
@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        """All that it reads."""
+        """All input paths."""
         listed = ([v] if isinstance(v, str) else v for v in self.inputs.values())
         return [path for paths in listed for path in paths]
 
@@ -314,7 +314,7 @@ def _metrics_and_hits(results: Iterable[str]) -> dict[str, Paths]:
 
 
 def _find(kind: str, name: str, table: Mapping[str, Any]) -> Any:
-    """A name that came from a path on the command line, or an error with the known ones."""
+    """The entry of a name that a wildcard gave, or an error with the known names."""
     if name not in table:
         raise ValueError(f"unknown {kind} {known(name, table)}")
     return table[name]

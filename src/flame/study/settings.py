@@ -1,4 +1,4 @@
-"""What a stage is told: the part of the study that decides its numbers, as one JSON argument."""
+"""What each stage is given, as JSON: the part of the study that decides its numbers."""
 
 from typing import Annotated, Literal
 
@@ -19,8 +19,8 @@ from flame.study.schema.runs import (
 from flame.study.schema.section import Section
 from flame.study.schema.tables import AppendixTable, Claim, Table
 
-# Raise a stage's number when a change of its code changes its results: it is a parameter of the
-# stage's rule, so that Snakemake makes exactly those results anew.
+# Raise a stage's number when a change of its code changes its results. It is a parameter of the
+# stage's rule, so Snakemake recomputes exactly those results.
 VERSION = {
     "download": 1,
     "caption": 1,
@@ -46,7 +46,7 @@ class CaptionSettings(Section):
 
 
 class CaptionsSettings(Section):
-    """What joins the parts of a data set's captions, and its raw ones."""
+    """All that decides the joined captions of a data set."""
 
     dataset: str
     captioner: Captioner
@@ -55,7 +55,7 @@ class CaptionsSettings(Section):
 
 
 class EmbedSettings(Section):
-    """All that decides the numbers in an embedding store, and which rows go into it."""
+    """All that decides the rows and the numbers of an embedding store."""
 
     kind: str
     datasets: tuple[str, ...]
@@ -103,7 +103,7 @@ class ClipTraining(Section):
 
 
 class LongClipTraining(Section):
-    """All that decides the weights of a Long-CLIP run, but those of the CLIP it starts from."""
+    """All that decides the weights of a Long-CLIP run, given those of its base."""
 
     method: Literal["long-clip"]
     run: str
@@ -125,7 +125,7 @@ Training = Annotated[FlameTraining | ClipTraining | LongClipTraining, Field(disc
 
 
 class PretrainedTower(Section):
-    """A tower that others trained, and that is evaluated as it is."""
+    """A pretrained tower, evaluated as it is."""
 
     method: Literal["pretrained"]
     run: str
@@ -135,7 +135,7 @@ class PretrainedTower(Section):
 
 
 class ReleasedTower(Section):
-    """A FLAME tower whose weights the official release gives."""
+    """A FLAME tower with the weights of the official release."""
 
     method: Literal["released"]
     training: FlameTraining = Field(description="how it was trained")
@@ -143,7 +143,7 @@ class ReleasedTower(Section):
     version: int
 
 
-# What `flame.towers.load.load` loads: what was trained here, and what was not.
+# What `flame.towers.load.load` loads.
 AnyTower = Annotated[
     FlameTraining | ClipTraining | LongClipTraining | PretrainedTower,
     Field(discriminator="method"),
@@ -159,7 +159,7 @@ class Reading(Section):
 
 
 class ExportSettings(Section):
-    """A trained FLAME as it is given away."""
+    """An exported FLAME."""
 
     run: str
     checkpoint: Checkpoint
@@ -174,7 +174,7 @@ class ExportSettings(Section):
 
 
 class Question(Section):
-    """A benchmark as asked of one run."""
+    """A benchmark, resolved for one run."""
 
     benchmark: str
     task: str
@@ -188,7 +188,7 @@ class Question(Section):
 
 
 class EvaluateSettings(Section):
-    """The questions of one bundle for one run."""
+    """The benchmarks of one bundle, for one run."""
 
     run: str
     questions: tuple[Question, ...]
@@ -197,7 +197,7 @@ class EvaluateSettings(Section):
 
 
 class FewShotSettings(Section):
-    """A few-shot benchmark as asked of one run."""
+    """A few-shot benchmark, resolved for one run."""
 
     run: str
     benchmark: str
@@ -211,7 +211,7 @@ class FewShotSettings(Section):
 
 
 class OverheadSettings(Section):
-    """What is timed."""
+    """The timings of Figure 5."""
 
     overhead: Overhead
     flame: FlameTraining
@@ -221,25 +221,25 @@ class OverheadSettings(Section):
 
 
 class _Compared(Section):
-    """What is made of results of runs, with what stands behind the names it uses."""
+    """Anything made from results of runs, with the trainings and data sets behind its names."""
 
     study: str
     datasets: dict[str, str] = Field(description="benchmark -> data set")
-    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one a seed")
+    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one per seed")
     bootstrap: Bootstrap
     version: int
 
 
 class TableSettings(_Compared):
-    """A table, with what stands behind its names."""
+    """A table, with the names it uses resolved."""
 
     name: str
     table: Table
-    claims: tuple[Claim, ...] = Field(description="those that stand under it")
+    claims: tuple[Claim, ...] = Field(description="those printed under it")
 
 
 class ClaimsSettings(_Compared):
-    """All claims of the paper, with what stands behind their names."""
+    """All claims, with the names they use resolved."""
 
     claims: tuple[Claim, ...]
 
@@ -251,14 +251,14 @@ class AppendixSettings(Section):
     name: str
     table: AppendixTable
     recipe: Recipe | None
-    backbones: tuple[str, ...] = Field(description="those that are trained by the recipe")
+    backbones: tuple[str, ...] = Field(description="those trained with the recipe")
     facets: dict[str, Facet]
     prompts: dict[str, Prompt]
     version: int
 
 
 class FigureSettings(_Compared):
-    """A figure, with what stands behind its names."""
+    """A figure, with the names it uses resolved."""
 
     name: str
     figure: Figure

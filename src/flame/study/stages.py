@@ -1,4 +1,4 @@
-"""A study and some names -> what each stage is told."""
+"""A study and the names of a job -> the settings of its stage."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Benchmarks, few-shot trials, intervals and what is timed."""
+"""Benchmarks, few-shot trials, confidence intervals and timings."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,15 +7,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from flame.study.schema.section import Section
 
-FEWSHOT = "fewshot"  # the task that needs the LLM, and so is a stage of its own
+FEWSHOT = "fewshot"  # the task that needs the LLM, and therefore a stage of its own
 
 
 class Trial(Section):
     """One column of few-shot classification (Table C5)."""
 
     ways: PositiveInt = Field(description="classes to choose from")
-    shots: PositiveInt = Field(description="inner shots: examples of each class in the prompt")
-    repeats: NonNegativeInt = Field(description="how often the examples are said again")
+    shots: PositiveInt = Field(description="inner shots: examples per class in the prompt")
+    repeats: NonNegativeInt = Field(description="how often the examples are repeated")
 
     @property
     def metric(self) -> str:
@@ -25,33 +25,37 @@ class Trial(Section):
 
 
 class FewShot(Section):
-    """In-context classification from the words that an image maps to (Section C.3)."""
+    """In-context classification from words that images map to (Section C.3)."""
 
-    facet: str = Field(description="facet whose center and length a feature is given back")
-    pool: PositiveInt = Field(description="words of an image: pool x pool")
-    episodes: PositiveInt = Field(description="queries of each trial")
+    facet: str = Field(
+        description="facet whose mean and norm are restored to a feature before the LLM reads it"
+    )
+    pool: PositiveInt = Field(description="words per image: pool x pool")
+    episodes: PositiveInt = Field(description="queries per trial")
     trials: tuple[Trial, ...] = Field(min_length=1)
-    pictures: PositiveInt = Field(default=8, description="images whose words are kept for a figure")
-    picture_pool: PositiveInt = Field(default=4, description="words of such an image, a side")
+    pictures: PositiveInt = Field(
+        default=8, description="images whose words are stored for a figure"
+    )
+    picture_pool: PositiveInt = Field(default=4, description="words per side of such an image")
 
 
 class Benchmark(Section):
-    """A question asked of a tower on a data set."""
+    """A task on a data set."""
 
-    task: str = Field(description="module under src/flame/tasks")
+    task: str = Field(description="module under src/flame/evaluation/tasks")
     dataset: str
     captions: str | None = Field(
         default=None,
-        description="caption kind that is matched; `class` for zero-shot; none for a probe",
+        description="caption kind to match; `class` for zero-shot; null for a probe",
     )
     facets: Literal["trained", "default"] | tuple[str, ...] = Field(
         default="trained",
-        description="facets whose vectors are averaged: those the run was trained on, the "
-        "prompt's default, or a list",
+        description="facets whose embeddings are averaged: those the run was trained on, the "
+        "default of the prompt, or a list",
     )
     center: str | None = Field(
         default=None,
-        description="training caption kind whose mean is subtracted where the recipe says center; "
+        description="training caption kind whose mean is subtracted if the recipe says center; "
         "null: the same kind",
     )
     negatives: str | None = Field(
@@ -61,39 +65,41 @@ class Benchmark(Section):
         default=None, description="data set that the task `probe` trains its classifier on"
     )
     language: str | None = Field(
-        default=None, description="of its texts, for towers that must be told (NLLB-CLIP)"
+        default=None, description="of its texts, for towers that need to know it (NLLB-CLIP)"
     )
-    fewshot: FewShot | None = Field(default=None, description="how the task `fewshot` asks")
+    fewshot: FewShot | None = Field(default=None, description="settings of the task `fewshot`")
 
     @model_validator(mode="after")
     def _check_task(self) -> "Benchmark":
         for key, task in (("train", "probe"), ("fewshot", "fewshot")):
             if (getattr(self, key) is not None) != (self.task == task):
-                raise ValueError(f"{key}: is there for the task {task!r}, and for no other")
+                raise ValueError(f"{key}: belongs to the task {task!r}, and to no other")
         if (self.captions is None) != (self.task == "probe"):
-            raise ValueError("captions: is there for every task but 'probe'")
+            raise ValueError("captions: required by every task except 'probe', which has none")
         return self
 
 
 class Bootstrap(Section):
-    """Resampling of queries behind every 95 % interval."""
+    """Bootstrap over queries, for every 95 % interval."""
 
     resamples: PositiveInt = 1000
     seed: int = 0
 
 
 class Overhead(Section):
-    """What is timed for Figure 5, in one job that has all cores to itself."""
+    """Timings for Figure 5, taken by one job that has all cores to itself."""
 
-    run: str = Field(description="FLAME run whose data, LLM, backbone and recipe are taken")
-    baseline: str = Field(description="CLIP run of the same data and backbone")
-    captions: PositiveInt = Field(description="long captions that are embedded in each way")
-    steps: PositiveInt = Field(description="training steps of each kind")
-    rounds: PositiveInt = Field(default=3, description="times that all is measured, in turn")
+    run: str = Field(description="FLAME run whose data, LLM, backbone and recipe are timed")
+    baseline: str = Field(description="CLIP run on the same data and backbone")
+    captions: PositiveInt = Field(description="long captions that each alternative embeds")
+    steps: PositiveInt = Field(description="training steps of each alternative")
+    rounds: PositiveInt = Field(
+        default=3, description="rounds, in each of which all alternatives are timed in turn"
+    )
 
 
 def task_names() -> list[str]:
-    """Kinds of benchmark: the modules under `flame.tasks`, not imported, and the stage few-shot."""
+    """Tasks: the modules of `flame.evaluation.tasks`, found by file name, and few-shot."""
     folder = Path(__file__).parents[2] / "evaluation" / "tasks"
     modules = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     return [*modules, FEWSHOT]

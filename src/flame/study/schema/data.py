@@ -1,4 +1,4 @@
-"""Data sets, and who writes their captions."""
+"""Data sets and captioners."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,22 +18,22 @@ from flame.study.schema.section import Section
 
 
 class Dataset(Section):
-    """Images with captions, brought into one form by `flame.datasets.<source>`."""
+    """Images with captions, read by the module `flame.data.datasets.<source>`."""
 
-    source: str = Field(description="module under src/flame/datasets that reads it")
+    source: str = Field(description="module under src/flame/data/datasets")
     options: dict[str, Any] = Field(default={}, description="options of that module")
     bundle: str | None = Field(
-        default=None, description="sets of one bundle share a job in embed and in evaluate"
+        default=None,
+        description="sets of a bundle share one embed and one evaluate job; null: its own name",
     )
     parts: dict[str, PositiveInt] = Field(
-        default={}, description="caption kind -> embedding jobs it is cut into; 1 where absent"
+        default={}, description="caption kind -> number of embedding jobs; 1 if absent"
     )
     captioner: str | None = Field(
-        default=None, description="who writes its long and short captions; null: the set has them"
+        default=None,
+        description="captioner of its long and short captions; null: the data set has them",
     )
-    captioner_parts: PositiveInt = Field(
-        default=1, description="captioning jobs that its images are cut into"
-    )
+    captioner_parts: PositiveInt = Field(default=1, description="number of captioning jobs")
 
     @model_validator(mode="after")
     def _check_options(self) -> "Dataset":
@@ -46,90 +46,91 @@ class Dataset(Section):
 
     @property
     def images(self) -> int:
-        """Number of images that are to be expected."""
+        """Expected number of images."""
         module = dataset_modules.module(self.source)
         return module.size(module.Options.model_validate(self.options))
 
 
 class Sampling(Section):
-    """How a captioner draws its words."""
+    """Sampling parameters of a captioner."""
 
-    temperature: NonNegativeFloat = Field(default=0.7, description="0: always the likeliest word")
+    temperature: NonNegativeFloat = Field(default=0.7, description="0: greedy decoding")
     top_p: PositiveFloat = 0.8
-    top_k: PositiveInt | None = Field(default=100, description="null: all")
+    top_k: PositiveInt | None = Field(default=100, description="null: no limit")
     repetition_penalty: PositiveFloat = 1.05
 
 
 class _Captioner(Section):
     prompts: dict[str, str] = Field(
-        min_length=1, description="caption kind -> what the model is asked"
+        min_length=1, description="caption kind -> instruction for the model"
     )
     max_tokens: dict[str, PositiveInt] = Field(
-        description="caption kind -> tokens after which a caption is cut, and counts as bad"
+        description="caption kind -> token limit; a caption that reaches it counts as bad"
     )
     sampling: Sampling = Sampling()
     retry: Sampling = Field(
         default=Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.2),
-        description="of the one other try where a caption is bad",
+        description="sampling of the single retry after a bad caption",
     )
     seed: NonNegativeInt = 0
     max_alike: PositiveInt = Field(
-        default=100, description="images that may have one caption before it counts as bad"
+        default=100, description="number of images that may share a caption before it counts as bad"
     )
 
     @model_validator(mode="after")
     def _same_kinds(self) -> "_Captioner":
         if set(self.prompts) != set(self.max_tokens):
             raise ValueError(
-                f"prompts and max_tokens: not the same kinds, {sorted(self.prompts)} and "
+                f"prompts and max_tokens have different kinds: {sorted(self.prompts)} and "
                 f"{sorted(self.max_tokens)}"
             )
         return self
 
 
 class VllmCaptioner(_Captioner):
-    """An MLLM in vLLM's offline engine, in a conda environment of its own."""
+    """An MLLM run by vLLM's offline engine, in its own conda environment."""
 
     engine: Literal["vllm"]
     id: str
-    revision: str = Field(description="commit of the checkpoint, and of its code")
+    revision: str = Field(description="commit of the checkpoint and its code")
     trust_remote_code: bool = Field(
-        default=False, description="run the code that the checkpoint brings, at that revision"
+        default=False, description="run code from the checkpoint, at that revision"
     )
     template: str | None = Field(
         default=None,
-        description="prompt with {question} in it, for a model without a chat template of its own",
+        description="prompt with {question}, for a model without a chat template",
     )
-    stop: tuple[str, ...] = Field(default=(), description="tokens at which a caption ends")
-    options: dict[str, Any] = Field(default={}, description="further arguments of vllm.LLM")
+    stop: tuple[str, ...] = Field(default=(), description="tokens that end a caption")
+    options: dict[str, Any] = Field(default={}, description="more arguments of vllm.LLM")
 
 
 class ServerCaptioner(_Captioner):
-    """An MLLM behind any OpenAI-compatible server: `vllm serve`, llama.cpp and others."""
+    """An MLLM behind an OpenAI-compatible server, such as `vllm serve` or llama.cpp."""
 
     engine: Literal["server"]
-    url: str = Field(description="its base, up to and with /v1")
+    url: str = Field(description="base URL, including /v1")
     model: str
     token: str | None = Field(
-        default=None, description="environment variable with the token; null: none is sent"
+        default=None,
+        description="environment variable that holds the token; null: no token is sent",
     )
-    concurrency: PositiveInt = Field(default=32, description="requests under way at a time")
-    timeout: PositiveFloat = Field(default=120.0, description="seconds for one caption")
-    attempts: PositiveInt = Field(default=5, description="at one request, where the server fails")
+    concurrency: PositiveInt = Field(default=32, description="concurrent requests")
+    timeout: PositiveFloat = Field(default=120.0, description="seconds per caption")
+    attempts: PositiveInt = Field(default=5, description="attempts per request if the server fails")
 
     @field_validator("url")
     @classmethod
     def _holds_no_secret(cls, url: str) -> str:
         if "@" in url or "?" in url:
             raise ValueError(
-                "may hold no login and no query, as it is written down with the captions; "
-                "name the environment variable that has the token as `token`"
+                "must not contain a login or a query, because it is stored with the captions; "
+                "name the environment variable that holds the token as `token`"
             )
         return url
 
 
 class TransformersCaptioner(_Captioner):
-    """An MLLM that transformers knows, such as MiniCPM-V 4.6 or LLaVA."""
+    """An MLLM supported by transformers, such as MiniCPM-V 4.6 or LLaVA."""
 
     engine: Literal["transformers"]
     id: str = Field(description="hub id, or a folder")
@@ -138,13 +139,13 @@ class TransformersCaptioner(_Captioner):
 
 
 class PublishedCaptions(Section):
-    """Captions that somebody published, joined to the images by key."""
+    """Published captions, joined to the images by key."""
 
     engine: Literal["published"]
-    id: str = Field(description="data set of the hub")
+    id: str = Field(description="data set on the hub")
     revision: str
     files: dict[str, str] = Field(
-        min_length=1, description="caption kind -> JSON list or lines of objects in it"
+        min_length=1, description="caption kind -> file in it, a JSON list or JSON Lines"
     )
     key: str = Field(default="__key__", description="field with the key of the image")
     text: str = Field(default="minicpm", description="field with the caption")

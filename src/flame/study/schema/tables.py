@@ -8,11 +8,11 @@ from flame.study.schema.section import Section
 
 
 class Reported(Section):
-    """Numbers of the paper, one a row of a CSV file."""
+    """Numbers of the paper: a CSV file with one number per row."""
 
     file: str
     match: dict[str, str | int] = Field(
-        default={}, description="column -> value that the file's rows must have"
+        default={}, description="column -> value; selects rows of the file"
     )
 
 
@@ -35,7 +35,7 @@ class Column(Measure):
 
     @property
     def printed(self) -> Measure:
-        """What it is called in the reported numbers."""
+        """Its name in the reported numbers."""
         return Measure(
             benchmark=self.reported_benchmark or self.benchmark,
             metric=self.reported_metric or self.metric,
@@ -43,7 +43,7 @@ class Column(Measure):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What is behind this column."""
+        """The metrics that this column averages."""
         if not self.mean_of:
             return (Measure(benchmark=self.benchmark, metric=self.metric),)
         return tuple(
@@ -53,13 +53,13 @@ class Column(Measure):
 
 
 class Row(Section):
-    """A row of a table: one run, or only numbers that a paper reports."""
+    """A row of a table: one run, or only reported numbers."""
 
     label: str
     run: str | None = Field(default=None, description="null: reported numbers only")
     reported: dict[str, str | int] | None = Field(
         default=None,
-        description="column -> value of this row in the reported numbers; null: none are reported",
+        description="column -> value that selects this row in the reported numbers; null: none",
     )
     gain_over: str | None = Field(
         default=None, description="run whose value is subtracted, in parentheses (Table 7)"
@@ -73,7 +73,7 @@ class Row(Section):
 
 
 class Table(Section):
-    """Rows and columns of one table of the paper, or of a check against published numbers."""
+    """A table of the paper, or a check against published numbers."""
 
     title: str
     row_header: str
@@ -82,25 +82,25 @@ class Table(Section):
     reported: Reported
     tolerance: PositiveFloat | None = Field(
         default=None,
-        description="points within which a measured number has to be the reported one: makes the "
-        "table a check, with one verdict for each number; null: the table only shows them",
+        description="largest difference, in points, from the reported number: turns the table into "
+        "a check with one verdict per number; null: the table shows both without a verdict",
     )
 
     @model_validator(mode="after")
     def _can_be_checked(self) -> "Table":
         for row in self.rows:
             if self.tolerance is not None and row.reported is None:
-                raise ValueError(f"row {row.label!r} has no reported numbers to be checked against")
+                raise ValueError(f"row {row.label!r} has no reported numbers to check against")
         return self
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """Runs behind its rows."""
+        """Runs of its rows."""
         return tuple(run for row in self.rows for run in (row.run, row.gain_over) if run)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What is behind its columns."""
+        """Metrics of its columns."""
         return tuple(measure for column in self.columns for measure in column.measures)
 
 
@@ -109,29 +109,31 @@ class AppendixTable(Section):
 
     title: str
     of: Literal["recipe", "prompts"]
-    recipe: str | None = Field(default=None, description="the recipe, where it is one")
+    recipe: str | None = Field(default=None, description="name of the recipe, if `of` is recipe")
     reported: Reported
 
     @model_validator(mode="after")
     def _recipe_is_named(self) -> "AppendixTable":
         if (self.recipe is not None) != (self.of == "recipe"):
-            raise ValueError("recipe: is there where `of` is 'recipe', and only there")
+            raise ValueError("recipe: required if `of` is 'recipe', and not allowed otherwise")
         return self
 
 
 class Claim(Section):
-    """Something that the paper says, and what it is held against."""
+    """A claim of the paper, and the results that test it."""
 
     text: str
     where: str = Field(description="place in the paper")
-    table: str | None = Field(default=None, description="table under which it stands")
-    better: str | None = Field(default=None, description="run that is said to be better")
+    table: str | None = Field(default=None, description="table under which it is printed")
+    better: str | None = Field(default=None, description="run that the paper says is better")
     worse: str | None = Field(default=None, description="than this run")
     measures: tuple[Measure, ...] = Field(
-        default=(), description="in the unweighted mean of these metrics"
+        default=(), description="compared in the unweighted mean of these metrics"
     )
     ratio: str | None = Field(default=None, description="a ratio of the study's `overhead`")
-    above: float | None = Field(default=None, description="that is said to be above this")
+    above: float | None = Field(
+        default=None, description="value that the ratio exceeds according to the paper"
+    )
     reported: float | None = Field(
         default=None, description="the paper's difference, in points, or its ratio"
     )
@@ -144,9 +146,9 @@ class Claim(Section):
         if sum(kinds) != 1 or (any(compared) and not all(compared)):
             raise ValueError("needs better, worse and measures, or ratio and above, or untested")
         if self.ratio is not None and self.table is not None:
-            raise ValueError("table: a ratio stands under no table, only in the list of claims")
+            raise ValueError("table: a ratio is only in the list of claims, under no table")
         if (self.ratio is None) != (self.above is None):
-            raise ValueError("ratio and above: both or none")
+            raise ValueError("ratio and above: give both or none")
         return self
 
     @property
