@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import flame
@@ -133,16 +134,21 @@ def test_the_card_tells_parts_prompts_and_results(made):
     record = json.loads(made["metrics"].read_text())["records"]
     top1 = next(r for r in record if r["benchmark"] == "ImageNet-1k")["metrics"]["top1"]
     assert f"| ImageNet-1k | top-1 | {top1['value']:.1f} |" in card
+    in_metadata = {
+        (r.dataset_name, r.metric_type): r.metric_value for r in ModelCard(card).data.eval_results
+    }
+    assert in_metadata["animals", "top1"] == round(top1["value"], 2)
+    assert {dataset for dataset, _ in in_metadata} == {*LABELS}  # stand-ins, not the paper's
     for words in ("license: other", "`class`: scene", "resnet10t", "random", "not the paper's own"):
         assert words in card
 
 
 def test_what_is_no_export_is_refused(made, tmp_path):
-    with pytest.raises(ValueError, match=r"is no export of FLAME: it has no export\.json"):
+    with pytest.raises(ValueError, match=r"is not an export of FLAME: it has no export\.json"):
         flame.load(tmp_path)
     with pytest.raises(ValueError, match="neither a folder nor owner/name"):
         flame.load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="is no export"):
+    with pytest.raises(ValueError, match="is not an export"):
         export.push(tmp_path, "a/b")
 
 

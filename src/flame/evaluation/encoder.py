@@ -54,7 +54,7 @@ class Flame:
             ValueError: the folder is no export.
         """
         if not (folder / RECORD).is_file():
-            raise ValueError(f"{folder} is no export of FLAME: it has no {RECORD}")
+            raise ValueError(f"{folder} is not an export of FLAME: it has no {RECORD}")
         self.settings = ExportSettings.model_validate_json((folder / RECORD).read_text())
         self.device = device_of(device)
         tower, _ = load_tower(folder)
