@@ -22,7 +22,7 @@ EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table a
 CONSTANTS = {
     "flame.embedding.store.SHARD_ROWS": 8,
     "flame.embedding.store.CHUNK_ROWS": 8,
-    "flame.data.fetch.BLOCK": 4096,
+    "flame.data.web.BLOCK": 4096,
 }
 CLOCK = {"seconds", "images_per_second", "data_wait"}  # what a clock says
 TIMED = ("  run.json", "  report.json", "  report.md")  # files with such in a list of checksums
@@ -31,7 +31,7 @@ BESIDE = re.compile(
     r"(^|/)(\.flame-lock|\.flame-source\.json|\.snakemake|logs|filler)(/|$)"
     r"|^resources/raw/.*/\.cache/"
 )
-ORPHAN = re.compile(r"\.partial$|\.partial\.tag$|\.incomplete$|^\.tmp|^lease\.json$|^replaced-")
+ORPHAN = re.compile(r"\.partial$|\.partial\.tag$|\.incomplete$|^\.tmp|^lease\.(lock|json)|^replaced-")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
+from filelock import SoftFileLease
 import yaml
 from tests.test_workflow import ROOT, TINY, changed, content
 from tests.test_workflow import snakemake as snakemake_here
@@ -154,9 +155,9 @@ def free_ports(count: int) -> int:
 
 def held(partial: Path) -> tuple[str, int]:
     """SLURM job and process that write an output, where it stands still from now on."""
-    lease = json.loads((partial / "lease.json").read_text())
-    os.kill(lease["pid"], signal.SIGSTOP)
-    return lease["slurm_job"], lease["pid"]
+    pid = SoftFileLease(partial / "lease.lock").pid
+    os.kill(pid, signal.SIGSTOP)
+    return json.loads((partial / "lease.json").read_text())["job"], pid
 
 
 def rule_of(job: Job) -> str:

@@ -30,6 +30,7 @@ from zarr.codecs import Crc32cCodec
 from flame.embedding.quantization import STORAGES, Name, of_dtype
 from flame.runtime.checksums import sha256
 from flame.runtime.errors import known
+from flame.runtime.parts import agreed
 from flame.runtime.resumable import write_atomic
 
 FORMAT = 2  # 1 had no checksums
@@ -227,7 +228,7 @@ class Embeddings:
         """
         if not paths:
             raise ValueError(f"no part of a store given for data set {dataset!r}")
-        attributes = _agreed({path: read_attributes(path) for path in paths})
+        attributes = agreed({path: read_attributes(path) for path in paths}, OWN)
         parts = [_Part(path, dataset) for path in attributes]
         embeddings = cls(parts, next(iter(attributes.values())))
         if sum(part.num_bytes for part in parts) <= cache_bytes:
@@ -387,25 +388,3 @@ def _checksums(vectors: np.ndarray) -> np.ndarray:
     flat = vectors.reshape(-1, vectors.shape[2])
     found = np.fromiter(map(google_crc32c.value, flat), np.uint32, len(flat))
     return found.reshape(vectors.shape[:2])
-
-
-def _agreed(found: Mapping[Path, Mapping[str, Any]]) -> dict[Path, Mapping[str, Any]]:
-    """Parts in order, if they are complete and alike.
-
-    Raises:
-        ValueError: naming the parts there are, or what two parts disagree in.
-    """
-    ordered = dict(sorted(found.items(), key=lambda item: item[1]["part"]))
-    numbers = [attributes["part"] for attributes in ordered.values()]
-    first, reference = next(iter(ordered.items()))
-    if numbers != list(range(reference["parts"])):
-        raise ValueError(
-            f"{first.parent}: parts {numbers} of a store that was cut into {reference['parts']}"
-        )
-    for path, attributes in ordered.items():
-        for name in sorted((attributes.keys() | reference.keys()) - set(OWN)):
-            # As JSON, because the order of the facets counts.
-            here, there = (json.dumps(a.get(name)) for a in (attributes, reference))
-            if here != there:
-                raise ValueError(f"{path} and {first} differ in {name}: {here} and {there}")
-    return ordered

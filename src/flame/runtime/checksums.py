@@ -1,4 +1,4 @@
-"""Files that are known again when they are read, and errors that name the one that is broken."""
+"""Checksums of files: written once, compared on every read, with errors that name the file."""
 
 import hashlib
 import json
@@ -9,15 +9,21 @@ from typing import Any, TextIO
 
 from flame.runtime.resumable import write_atomic
 
-SUMS = "SHA256SUMS"  # in a folder: the digests of its files, as `sha256sum -c` reads them
+SUMS = "SHA256SUMS"  # in a folder: the digests of its files, in the format of `sha256sum -c`
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Write down the digests of files, by which `verified` knows them again.
+    """Write the digests that `verified` compares with.
 
     Args:
-        folder: theirs.
-        names: of the files in it, which are not written to any more; by default of all.
+        folder: of the files.
+        names: files in it that are final; all of them by default.
     """
     found = [path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS]
     lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(names or found)]
@@ -25,12 +31,12 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def verified(path: Path) -> Path:
-    """A file, once it is known to be the one that was sealed.
+    """The path itself, once the file has the digest that was sealed.
 
-    A folder without digests (placed by hand, or older than they are) is taken as it is.
+    A folder without digests (placed by hand, or made before they existed) is accepted as it is.
 
     Raises:
-        ValueError: the file is broken, or what was written down of it.
+        ValueError: the file or its recorded digest is corrupt.
     """
     sums = path.parent / SUMS
     if not sums.exists():
@@ -40,16 +46,16 @@ def verified(path: Path) -> Path:
     if found != wanted:
         raise ValueError(
             f"{path} is broken: its sha256 is {found}, {SUMS} beside it has {wanted}; "
-            f"delete {path.parent} to make it anew"
+            f"delete {path.parent} and run again"
         )
     return path
 
 
 def verify(folder: Path) -> None:
-    """Compare all files of a folder that was sealed with their digests.
+    """Compare all sealed files of a folder with their digests.
 
     Raises:
-        ValueError: one of them is broken, by name.
+        ValueError: one of them is corrupt, by name.
     """
     if (folder / SUMS).exists():
         for name in _digests(folder / SUMS):
@@ -60,12 +66,12 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        ValueError: it is broken, by name.
+        ValueError: it is not JSON, by name.
     """
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is broken: {error}; delete it to make it anew") from error
+        raise ValueError(f"{path} is broken: {error}; delete it and run again") from error
 
 
 @contextmanager
@@ -85,9 +91,3 @@ def utf8(path: Path) -> Iterator[TextIO]:
 def _digests(sums: Path) -> dict[str, str]:
     lines = sums.read_text(errors="replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, for fingerprints."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

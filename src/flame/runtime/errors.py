@@ -1,11 +1,11 @@
-"""Errors that say what would have been right."""
+"""Error texts that say what would have been right."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def known(value: object, candidates: Iterable[object]) -> str:
-    """What to say of a value that is none of the known ones, with the nearest of them first."""
+    """Text for an unknown value: `'x' (did you mean 'y'?); known: y, z`."""
     names = [str(name) for name in candidates]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
