@@ -147,7 +147,9 @@ def test_parts_that_are_not_all_or_of_another_captioner_are_refused(pictures, en
     other = CAPTIONER.model_copy(update={"revision": "b" * 40})
     first = write(pictures, tmp_path / "0.parquet", 0, 2)
     second = write(pictures, tmp_path / "1.parquet", 1, 2, captioner=other)
-    with pytest.raises(ValueError, match=r"1\.parquet and the study differ in captioner: .*bbbb.* and .*null"):
+    with pytest.raises(
+        ValueError, match=r"1\.parquet and the study differ in captioner: .*bbbb.* and .*null"
+    ):
         join(pictures, [first, second])
     with pytest.raises(ValueError, match=r"found parts \[0\], expected all of 2 parts"):
         join(pictures, [first])

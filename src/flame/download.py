@@ -14,6 +14,7 @@ from types import ModuleType
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
+from flame.data import hub
 from flame.data.datasets import Sample, Skipped, module
 from flame.data.shards import EXTENSIONS, RANGELESS, ShardWriter
 from flame.runtime import command, progress
@@ -184,13 +185,12 @@ def tower(settings: PretrainedTower | ReleasedTower, out: Path) -> None:
         with resumable(out, origin) as folder:
             pretrained.download(settings, folder)
         return
-    from flame.data import fetch
     from flame.towers import released
     from flame.towers.load import save
 
     weights = settings.weights
     raw = out.parent.parent / "raw" / "towers" / out.name
-    fetch.hub(weights.id, weights.revision, [weights.file], raw, kind="model")
+    hub.download(weights.id, weights.revision, [weights.file], raw, kind="model")
     with resumable(out, origin) as folder:
         converted, record = released.convert(raw / weights.file, settings)
         save(converted, folder, record)

@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 
 from flame import download
-from flame.data import datasets, fetch
+from flame.data import datasets, hub
 from flame.data.datasets import Sample, Skipped, _links, cc3m, yfcc15m
 from flame.data.datasets._links import LinkOptions, Round
 from loopback import Loopback, Reply, cut, html, status, wrong
@@ -81,7 +81,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, server, tmp_path):
-    monkeypatch.setattr(fetch, "BACKOFF", 0.01)
+    monkeypatch.setattr(hub, "BACKOFF", 0.01)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -144,7 +144,7 @@ def test_pairs_of_the_snapshot_in_order(server, tmp_path):
     validation = list(cc3m.read(tmp_path, hub_options(split="validation"), 0))
     assert [sample.key for sample in validation] == keys[:1]
     assert cc3m.report(tmp_path, hub_options()) == {
-        "commit": fetch.commit(tmp_path / "owner--cc3m-main")
+        "commit": hub.commit_of(tmp_path / "owner--cc3m-main")
     }
 
 
@@ -484,7 +484,7 @@ def test_the_stage_lists_what_it_left_out_and_converts_what_is_no_jpeg(server, t
         "e": "no caption",
     }
     assert told["reasons"] == {"broken image": 2, "no caption": 1}
-    assert told["commit"] == fetch.commit(tmp_path / "raw/cc3m/owner--cc3m-main")
+    assert told["commit"] == hub.commit_of(tmp_path / "raw/cc3m/owner--cc3m-main")
     with tarfile.open(out / "shard-00000.tar") as tar:
         assert tar.getnames() == ["a.jpg", "c.png"]
         kept, converted = (tar.extractfile(name).read() for name in tar.getnames())

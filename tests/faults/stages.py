@@ -31,7 +31,9 @@ BESIDE = re.compile(
     r"(^|/)(\.flame-lock|\.flame-source\.json|\.snakemake|logs|filler)(/|$)"
     r"|^resources/raw/.*/\.cache/"
 )
-ORPHAN = re.compile(r"\.partial$|\.partial\.tag$|\.incomplete$|^\.tmp|^lease\.(lock|json)|^replaced-")
+ORPHAN = re.compile(
+    r"\.partial$|\.partial\.tag$|\.incomplete$|^\.tmp|^lease\.(lock|json)|^replaced-"
+)
 
 
 @dataclass(frozen=True)

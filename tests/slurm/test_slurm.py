@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
-from filelock import SoftFileLease
 import yaml
+from filelock import SoftFileLease
 from tests.test_workflow import ROOT, TINY, changed, content
 from tests.test_workflow import snakemake as snakemake_here
 

@@ -10,3 +10,11 @@ def known(value: object, candidates: Iterable[object]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{value!r}{hint}; known: {', '.join(names) or 'none'}"
+
+
+def root_cause(error: BaseException) -> str:
+    """First line of the error at the root of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

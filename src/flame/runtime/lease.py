@@ -67,6 +67,13 @@ def lease(path: Path, what: str, *, wait: bool = False) -> Iterator[Callable[[],
         marker.release()
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait for other jobs that fetch into the same folder: several data sets may share a source."""
+    with lease(folder / ".flame-lock", str(folder), wait=True):
+        yield
+
+
 def _acquire(marker: SoftFileLease, job_record: Path, what: str, *, wait: bool) -> None:
     path = Path(marker.lock_file)
     previous = holder(marker, job_record)

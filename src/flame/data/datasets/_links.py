@@ -25,7 +25,7 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from flame.data import fetch
+from flame.data import archives
 from flame.data.datasets import Sample, Skipped
 from flame.runtime.checksums import sha256
 from flame.runtime.resumable import write_atomic
@@ -122,7 +122,7 @@ def groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     key, members = "", dict[str, bytes]()
     try:
         with tarfile.open(shard) as tar:
-            for member in fetch.whole_members(tar, shard):
+            for member in archives.whole_members(tar, shard):
                 if not member.isreg():
                     continue
                 place = PurePosixPath(member.name.removeprefix("./"))

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from flame.data import fetch
+from flame.data import hub
 from flame.data.datasets import Card
 from flame.runtime.checksums import sha256, utf8
 
@@ -44,12 +44,12 @@ def expected(card: Card, options: Published) -> int:
 
 def files_of(options: OnHub, root: Path, *patterns: str) -> Path:
     """Folder with files of the set's repository."""
-    return fetch.hub(options.id, options.revision, patterns, root / "hub")
+    return hub.download(options.id, options.revision, patterns, root / "hub")
 
 
 def commit_of(root: Path) -> dict[str, Any]:
     """For the manifest: the commit that was fetched."""
-    return {"commit": fetch.commit(root / "hub")}
+    return {"commit": hub.commit_of(root / "hub")}
 
 
 def sums_of(root: Path, *addresses: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from flame.data import fetch
+from flame.data import hub
 from flame.data.datasets import Card, Sample, Skipped
 from flame.data.datasets._links import LinkOptions, follow, linked, samples, survival
 
@@ -78,7 +78,7 @@ def report(root: Path, options: Options) -> dict[str, Any]:
     """What the manifest tells besides: how many links were alive, or which commit it was."""
     if options.source == "links":
         return {"survival": survival(options, root)}
-    return {"commit": fetch.commit(_folder(root, options))}
+    return {"commit": hub.commit_of(_folder(root, options))}
 
 
 def _folder(root: Path, options: Options) -> Path:
@@ -91,11 +91,11 @@ def _shards(root: Path, options: Options) -> Iterator[Path]:
     pattern = f"cc3m-{options.split}-*.tar"
     place = (options.id, options.revision)
     if options.limit is None and options.keep:
-        fetch.hub(*place, [pattern], folder)
-    for name in fetch.hub_files(*place, folder):
+        hub.download(*place, [pattern], folder)
+    for name in hub.list_files(*place, folder):
         if not fnmatchcase(name, pattern):
             continue
-        fetch.hub(*place, [name], folder)
+        hub.download(*place, [name], folder)
         yield folder / name
         if not options.keep:
             (folder / name).unlink()

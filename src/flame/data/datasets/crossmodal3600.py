@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives, web
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import (
     Kind,
@@ -77,10 +77,10 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     Raises:
         ValueError: a caption has no image.
     """
-    archive = fetch.archive(options.captions, root, options.captions_sha256)
-    texts = fetch.extract(archive, root / "captions") / "captions.jsonl"
-    archive = fetch.archive(options.images, root, options.images_sha256)
-    folder = fetch.extract(archive, root / "images")
+    archive = web.download(options.captions, root, options.captions_sha256)
+    texts = archives.extract(archive, root / "captions") / "captions.jsonl"
+    archive = web.download(options.images, root, options.images_sha256)
+    folder = archives.extract(archive, root / "images")
     images = images_in(folder)
     for line in islice(lines_of(texts), options.limit):
         key = line["image/key"]

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives, web
 from flame.data.datasets import Card, Sample, Skipped
 from flame.data.datasets._published import Published, expected, sums_of
 
@@ -64,9 +64,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
         ValueError: the folder of the images is not there.
     """
     photos = Path(options.photos) if options.photos else root / "photos"
-    fetch.placed(photos.parent, [photos.name], f"it holds {PHOTOS}")
-    archive = fetch.archive(options.url, root, options.sha256)
-    folder = fetch.extract(archive, root / "dci") / "densely_captioned_images"
+    archives.placed(photos.parent, [photos.name], f"it holds {PHOTOS}")
+    archive = web.download(options.url, root, options.sha256)
+    folder = archives.extract(archive, root / "dci") / "densely_captioned_images"
     splits = json.loads((folder / "splits.json").read_text("utf-8"))
     chosen = splits.values() if options.split == "all" else [splits[options.split]]
     for name in islice((name for names in chosen for name in names), options.limit):

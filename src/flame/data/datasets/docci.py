@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives, web
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import Published, expected, image, images_in, lines_of, sums_of
 
@@ -58,9 +58,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     Raises:
         ValueError: a description has no image.
     """
-    texts = fetch.archive(options.descriptions, root, options.descriptions_sha256)
-    archive = fetch.archive(options.images, root, options.images_sha256)
-    folder = fetch.extract(archive, root / "images")
+    texts = web.download(options.descriptions, root, options.descriptions_sha256)
+    archive = web.download(options.images, root, options.images_sha256)
+    folder = archives.extract(archive, root / "images")
     images = images_in(folder)
     chosen = (line for line in lines_of(texts) if line["split"] == options.split)
     for line in islice(chosen, options.limit):

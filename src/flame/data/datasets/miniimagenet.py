@@ -8,7 +8,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Literal
 
-from flame.data import fetch
+from flame.data import archives
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import Published, expected, images_in
 
@@ -68,7 +68,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
         ValueError: the folder is not there, or an image is of no class of ImageNet.
     """
     folder = Path(options.images) if options.images else root / "images"
-    fetch.placed(folder.parent, [folder.name], f"it holds the images, {LAYOUT}")
+    archives.placed(folder.parent, [folder.name], f"it holds the images, {LAYOUT}")
     names = class_names()
     of_class: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for path in images_in(folder).values():

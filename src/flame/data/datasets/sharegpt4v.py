@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives
 from flame.data.datasets import Card, Sample, Skipped
 from flame.data.datasets._published import OnHub, commit_of, expected, files_of, items_of
 
@@ -100,6 +100,6 @@ def _require_folder(images: Path, name: str) -> None:
     """Images may be missing one by one, but not all of a folder."""
     for folder, what in FOLDERS.items():
         if name.startswith(f"{folder}/"):
-            fetch.placed(images, [folder], f"it holds {what}")
+            archives.placed(images, [folder], f"it holds {what}")
             return
-    fetch.placed(images, [str(Path(name).parent)], "the list names images in it")
+    archives.placed(images, [str(Path(name).parent)], "the list names images in it")

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives, web
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import Published, expected, image, images_in, sums_of
 
@@ -70,9 +70,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     Raises:
         ValueError: an entry has no image.
     """
-    entries = fetch.archive(_address(options), root)
-    archive = fetch.archive(options.images, root, options.images_sha256)
-    folder = fetch.extract(archive, root / "images")
+    entries = web.download(_address(options), root)
+    archive = web.download(options.images, root, options.images_sha256)
+    folder = archives.extract(archive, root / "images")
     images = images_in(folder)
     for number, entry in islice(json.loads(entries.read_text("utf-8")).items(), options.limit):
         captions = {"positive": [entry["caption"]], "negative": [entry["negative_caption"]]}

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from flame.data import fetch
+from flame.data import archives
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import (
     Kind,
@@ -61,7 +61,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
         ValueError: a caption has no image.
     """
     archive = files_of(options, root, "Urban1k.zip") / "Urban1k.zip"
-    folder = fetch.extract(archive, root / "Urban1k")
+    folder = archives.extract(archive, root / "Urban1k")
     images = images_in(folder)
     named = {Path(name).stem: name for name in images}
     for path in islice(sorted(folder.rglob("caption/*.txt")), options.limit):

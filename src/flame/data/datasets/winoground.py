@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from flame.data import fetch
+from flame.data import archives, hub
 from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import (
     OnHub,
@@ -64,7 +64,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     Raises:
         ValueError: nobody was let in, or a caption has no image.
     """
-    names = fetch.hub_files(options.id, options.revision, root / "hub")
+    names = hub.list_files(options.id, options.revision, root / "hub")
     tables = sorted(name for name in names if name.endswith(".parquet"))
     groups = _of_tables(root, options, tables) if tables else _of_archive(root, options)
     samples = (
@@ -91,7 +91,7 @@ def _of_tables(root: Path, options: Options, tables: list[str]) -> Iterator[dict
 def _of_archive(root: Path, options: Options) -> Iterator[dict[str, Any]]:
     """Groups of a file of JSON lines, which names images in a zip without their extension."""
     folder = files_of(options, root, EXAMPLES, IMAGES)
-    unpacked = fetch.extract(folder / IMAGES, root / "images")
+    unpacked = archives.extract(folder / IMAGES, root / "images")
     images = images_in(unpacked)
     whole = {Path(name).stem: name for name in images}
     for group in lines_of(folder / EXAMPLES):
