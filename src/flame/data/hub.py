@@ -409,12 +409,16 @@ def _with_retries(call: Callable[[], T]) -> T:
     for attempt in range(RETRIES):
         try:
             return call()
-        except HfHubHTTPError as error:
-            if error.response is None or error.response.status_code not in BUSY:
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            # The second one wraps the first where the headers of a file could not be read.
+            response = getattr(error, "response", None) or getattr(
+                error.__cause__, "response", None
+            )
+            if response is None or response.status_code not in BUSY:
                 raise
-            asked = error.response.headers.get("Retry-After", "")
+            asked = response.headers.get("Retry-After", "")
             wait = float(asked) if asked.isdigit() else BACKOFF * 2**attempt
-            log.warning("the hub answers %s: retrying", error.response.status_code)
+            log.warning("the hub answers %s: retrying", response.status_code)
             time.sleep(min(wait, LONGEST_WAIT))
     return call()
 

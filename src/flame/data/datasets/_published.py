@@ -1,7 +1,5 @@
 """What published data sets have in common: options, sizes, files of a hub or of the web."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -10,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from flame.data import hub
 from flame.data.datasets import Card
-from flame.runtime.checksums import sha256, utf8
+from flame.runtime.checksums import sha256
 
 Kind = Literal["raw", "short", "long"]
-BLOCK = 1 << 20  # characters read at a time
 
 
 class Published(BaseModel):
@@ -73,34 +70,6 @@ def image(found: dict[str, Path], name: str, folder: Path) -> bytes:
     if name not in found:
         raise ValueError(f"{folder} has no image {name!r}: it is not whole, or not of this set")
     return found[name].read_bytes()
-
-
-def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a file of JSON lines."""
-    with utf8(path) as file:
-        yield from (json.loads(line) for line in file if line.strip())
-
-
-def items_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list one at a time, as a large list would take many GB of memory whole.
-
-    Raises:
-        ValueError: the list breaks off.
-    """
-    decoder = json.JSONDecoder()
-    rest = ""
-    with utf8(path) as file:
-        while block := file.read(BLOCK):
-            rest += block
-            while (start := rest.find("{")) >= 0:
-                try:
-                    item, end = decoder.raw_decode(rest, start)
-                except json.JSONDecodeError:  # goes on in the next block
-                    break
-                yield item
-                rest = rest[end:]
-    if rest.strip() != "]":
-        raise ValueError(f"{path} is no whole JSON list of objects: fetch it again")
 
 
 def _name(address: str) -> str:

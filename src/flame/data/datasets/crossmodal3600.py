@@ -13,9 +13,9 @@ from flame.data.datasets._published import (
     expected,
     image,
     images_in,
-    lines_of,
     sums_of,
 )
+from flame.data.json_objects import read_objects
 
 CAPTIONS = "https://google.github.io/crossmodal-3600/web-data/captions.zip"
 IMAGES = "https://open-images-dataset.s3.amazonaws.com/crossmodal-3600/images.tgz"
@@ -82,7 +82,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     archive = web.download(options.images, root, options.images_sha256)
     folder = archives.extract(archive, root / "images")
     images = images_in(folder)
-    for line in islice(lines_of(texts), options.limit):
+    for line in islice(read_objects(texts), options.limit):
         key = line["image/key"]
         first = line[options.language]["caption"][0]
         yield Sample(key, image(images, f"{key}.jpg", folder), {options.kind: [first]})

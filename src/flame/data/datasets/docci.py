@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from flame.data import archives, web
 from flame.data.datasets import Card, Sample
-from flame.data.datasets._published import Published, expected, image, images_in, lines_of, sums_of
+from flame.data.datasets._published import Published, expected, image, images_in, sums_of
+from flame.data.json_objects import read_objects
 
 ADDRESS = "https://storage.googleapis.com/docci/data"
 
@@ -62,7 +63,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     archive = web.download(options.images, root, options.images_sha256)
     folder = archives.extract(archive, root / "images")
     images = images_in(folder)
-    chosen = (line for line in lines_of(texts) if line["split"] == options.split)
+    chosen = (line for line in read_objects(texts) if line["split"] == options.split)
     for line in islice(chosen, options.limit):
         text = line["description"].replace("\n", " ")
         encoded = image(images, line["image_file"], folder)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from flame.data import archives
 from flame.data.datasets import Card, Sample, Skipped
-from flame.data.datasets._published import OnHub, commit_of, expected, files_of, items_of
+from flame.data.datasets._published import OnHub, commit_of, expected, files_of
+from flame.data.json_objects import read_objects
 
 VALIDATION = 1_000  # first entries of the list, by Long-CLIP
 FOLDERS = {
@@ -74,7 +75,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
     """
     images = Path(options.images) if options.images else root / "images"
     first, last = (0, VALIDATION) if options.split == "val" else (VALIDATION, None)
-    items = enumerate(items_of(files_of(options, root, options.file) / options.file))
+    items = enumerate(read_objects(files_of(options, root, options.file) / options.file))
     for number, item in islice(islice(items, first, last), options.limit):
         key = f"{number:07d}"
         path = images / item["image"]

@@ -16,8 +16,8 @@ from flame.data.datasets._published import (
     files_of,
     image,
     images_in,
-    lines_of,
 )
+from flame.data.json_objects import read_objects
 
 EXAMPLES, IMAGES = "data/examples.jsonl", "data/images.zip"
 
@@ -94,7 +94,7 @@ def _of_archive(root: Path, options: Options) -> Iterator[dict[str, Any]]:
     unpacked = archives.extract(folder / IMAGES, root / "images")
     images = images_in(unpacked)
     whole = {Path(name).stem: name for name in images}
-    for group in lines_of(folder / EXAMPLES):
+    for group in read_objects(folder / EXAMPLES):
         for place in ("image_0", "image_1"):
             name = whole.get(Path(group[place]).stem, group[place])
             group[place] = image(images, name, unpacked)
