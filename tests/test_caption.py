@@ -147,11 +147,13 @@ def test_parts_that_are_not_all_or_of_another_captioner_are_refused(pictures, en
     other = CAPTIONER.model_copy(update={"revision": "b" * 40})
     first = write(pictures, tmp_path / "0.parquet", 0, 2)
     second = write(pictures, tmp_path / "1.parquet", 1, 2, captioner=other)
-    with pytest.raises(ValueError, match=r"1\.parquet has captioner .*bbbb.* the study has .*null"):
+    with pytest.raises(
+        ValueError, match=r"1\.parquet and the study differ in captioner: .*bbb.*null"
+    ):
         join(pictures, [first, second])
-    with pytest.raises(ValueError, match=r"parts \[0\] of captions that were written in 2"):
+    with pytest.raises(ValueError, match=r"found parts \[0\], expected all of 2 parts"):
         join(pictures, [first])
-    with pytest.raises(ValueError, match=r"0\.parquet has captioner "):
+    with pytest.raises(ValueError, match=r"0\.parquet and the study differ in captioner: "):
         join(pictures, [first, second], captioner=other)
 
 
@@ -159,7 +161,7 @@ def test_a_part_of_other_images_is_refused(pictures, engine, tmp_path):
     path = write(pictures, tmp_path / "0.parquet")
     raw = pl.read_parquet(pictures / "captions.parquet")
     raw.with_columns(text=pl.lit("changed")).write_parquet(pictures / "captions.parquet")
-    with pytest.raises(ValueError, match=r"0\.parquet has inputs .* where the study has "):
+    with pytest.raises(ValueError, match=r"0\.parquet and the study differ in inputs: "):
         join(pictures, [path])
 
 

@@ -3,8 +3,7 @@
 import shutil
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
+from flame.data import hub
 from flame.evaluation.encoder import RECORD
 from flame.report.model_card import model_card
 from flame.runtime import command
@@ -57,9 +56,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> None:
     """
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} is not an export of FLAME: it has no {RECORD}")
-    api = HfApi()
-    api.create_repo(repo, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Trained FLAME")
+    hub.upload(folder, repo, private=private, message="Trained FLAME")
 
 
 if __name__ == "__main__":

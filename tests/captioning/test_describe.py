@@ -1,13 +1,11 @@
 """Bad captions are retried once, then fall back; JSON files of captions that others wrote."""
 
-import json
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from flame.captioning import describe as module
-from flame.captioning.describe import DEAD, describe, read_objects
+from flame.captioning.describe import DEAD, describe
 from flame.captioning.engines import Reply
 from flame.captioning.parts import Row
 from flame.study.schema.data import TransformersCaptioner
@@ -130,75 +128,3 @@ def test_a_seed_depends_on_its_image_and_kind_alone():
     some = seeds(["p7", "p2"])
     assert some == {question: whole[question] for question in some}
     assert not set(seeds(["p7", "p2"], seed=1).values()) & set(some.values())
-
-
-# --- JSON of others ---------------------------------------------------------------------------
-
-OBJECTS = [
-    {"__key__": f"{i:05d}", "minicpm": f'A "text", [of] {{many}} kinds, 北 {"x" * (i % 60)}\n'}
-    for i in range(200)
-]
-
-
-@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps(OBJECTS),
-        json.dumps(OBJECTS, indent=1, ensure_ascii=False) + "\n",
-        "\n".join(map(json.dumps, OBJECTS)),
-        "".join(json.dumps(found, ensure_ascii=False) + "\n\n" for found in OBJECTS),
-    ],
-    ids=["list", "indented list", "lines", "lines with gaps"],
-)
-def test_objects_of_lists_and_lines_are_read_in_blocks(tmp_path, monkeypatch, text, block):
-    monkeypatch.setattr(module, "BLOCK", block)
-    path = tmp_path / "captions.json"
-    path.write_text(text, encoding="utf-8")
-    assert [*read_objects(path)] == OBJECTS
-
-
-@pytest.mark.parametrize("text", ["[]", "", " \n"])
-def test_a_file_of_no_objects_has_none(tmp_path, text):
-    (tmp_path / "captions.json").write_text(text)
-    assert [*read_objects(tmp_path / "captions.json")] == []
-
-
-@pytest.mark.parametrize("block", [16, 1 << 20])
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps(OBJECTS)[:-1],
-        json.dumps(OBJECTS)[:-20],
-        "\n".join(map(json.dumps, OBJECTS))[:-1],
-        "<html>not found</html>",
-    ],
-    ids=["list without its end", "list cut in an object", "lines cut", "a page"],
-)
-def test_a_torn_file_is_refused_by_name(tmp_path, monkeypatch, text, block):
-    monkeypatch.setattr(module, "BLOCK", block)
-    path = tmp_path / "captions.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"captions\.json is no whole JSON list or lines"):
-        [*read_objects(path)]
-
-
-def test_what_is_no_object_or_no_text_is_refused_by_name(tmp_path):
-    path = tmp_path / "captions.json"
-    path.write_text('[{"a": 1}, 7]')
-    with pytest.raises(ValueError, match=r"captions\.json: 7 is no object"):
-        [*read_objects(path)]
-    path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(ValueError, match=r"captions\.json is not UTF-8"):
-        [*read_objects(path)]
-
-
-def test_an_object_without_an_end_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 16)
-    monkeypatch.setattr(module, "LARGEST", 256)
-    path = tmp_path / "captions.json"
-    path.write_text(json.dumps([{"a": "x" * 1000}]))
-    with pytest.raises(ValueError, match="no whole JSON"):
-        [*read_objects(path)]
-    path.write_text(json.dumps([{"a": "x" * 200}]))
-    assert [*read_objects(path)] == [{"a": "x" * 200}]

@@ -1,15 +1,12 @@
 """Captions that others published are joined by key, and what does not fit is counted."""
 
-import functools
 import json
 
-import huggingface_hub
 import polars as pl
 import pytest
 from tests import test_caption
 from tests.test_caption import IMAGES, join, texts, write
 
-from flame.captioning import published as module
 from flame.study.schema.data import PublishedCaptions
 from loopback import Loopback
 
@@ -25,9 +22,7 @@ PUBLISHED = PublishedCaptions(
 @pytest.fixture
 def hub(monkeypatch):
     with Loopback() as server:
-        # The package reads HF_ENDPOINT once, when it is imported.
-        ask = functools.partial(huggingface_hub.hf_hub_download, endpoint=server.url)
-        monkeypatch.setattr(module, "hf_hub_download", ask)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
 
 

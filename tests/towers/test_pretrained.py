@@ -103,7 +103,10 @@ def test_fit_and_crop_differ_and_squash_keeps_all(pictures):
     assert set(RESIZES) == {"fit", "crop", "squash"}
 
 
-def test_a_chinese_clip_sees_and_reads_as_transformers_does(tmp_path, pictures):
+def chinese_clip(
+    source: Path,
+) -> tuple[ChineseCLIPModel, BertTokenizerFast, ChineseCLIPImageProcessor]:
+    """Write a tiny Chinese-CLIP as transformers does."""
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = ChineseCLIPConfig(
         text_config={**small, "num_attention_heads": 2, "vocab_size": 40},
@@ -112,14 +115,20 @@ def test_a_chinese_clip_sees_and_reads_as_transformers_does(tmp_path, pictures):
     )
     torch.manual_seed(0)
     own = ChineseCLIPModel(config).eval()
-    source, out = tmp_path / "source", tmp_path / "tower"
     own.save_pretrained(source)
     letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdeghinoprstw", "红", "苹", "果"]
-    (tmp_path / "vocab.txt").write_text("\n".join(letters))
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    vocabulary = source / "vocab.txt"
+    vocabulary.write_text("\n".join(letters))
+    tokenizer = BertTokenizerFast(str(vocabulary))
     tokenizer.save_pretrained(source)
     processor = ChineseCLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     processor.save_pretrained(source)
+    return own, tokenizer, processor
+
+
+def test_a_chinese_clip_sees_and_reads_as_transformers_does(tmp_path, pictures):
+    source, out = tmp_path / "source", tmp_path / "tower"
+    own, tokenizer, processor = chinese_clip(source)
     out.mkdir()
     pretrained.download(settings(TransformersTower(source="transformers", id=str(source))), out)
     tower, _ = load(out)
@@ -211,17 +220,22 @@ def release_settings(**changes) -> ReleasedTower:
     return ReleasedTower(method="released", training=training, weights=weights, version=1)
 
 
-@pytest.fixture
-def release(tmp_path) -> tuple[Release, Path]:
+def release_weights(path: Path) -> Release:
+    """Write a checkpoint as the release's training does, with parts that we do not read."""
     torch.manual_seed(0)
     own = Release().eval()
     for parameter in own.parameters():
         nn.init.normal_(parameter, std=0.1) if parameter.dim() > 1 else None
-    path = tmp_path / "flame.pt"
     state = {f"module.{name}": value for name, value in own.state_dict().items()}
     state["module.text.model.embed_tokens.weight"] = torch.zeros(3, 3)
     torch.save({"epoch": 32, "state_dict": state}, path)
-    return own, path
+    return own
+
+
+@pytest.fixture
+def release(tmp_path) -> tuple[Release, Path]:
+    path = tmp_path / "flame.pt"
+    return release_weights(path), path
 
 
 def test_the_released_checkpoint_gives_the_features_of_the_release(release, tmp_path):

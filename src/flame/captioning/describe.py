@@ -1,13 +1,10 @@
 """Images -> captions by a multimodal LLM: ask, check, retry once, fall back to the raw caption."""
 
 import hashlib
-import json
 import logging
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from PIL import Image
@@ -19,7 +16,7 @@ from flame.captioning.parts import Row, chunk_path, write_chunk
 from flame.data.images import ImageReader
 from flame.data.shards import ImageError
 from flame.runtime import progress
-from flame.runtime.checksums import utf8, verified
+from flame.runtime.checksums import verified
 from flame.runtime.parts import rows_of
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
 from flame.study.settings import CaptionSettings
@@ -163,40 +160,3 @@ def _ask(
         requests.append(Request(images[key], prompt, sampling, limit, seed))
     replies = engine.describe(requests) if requests else []
     return dict(zip(pairs, replies, strict=True))
-
-
-def read_objects(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list or of JSON lines, without ever holding the whole file.
-
-    Raises:
-        ValueError: the file is neither, breaks off, or is not UTF-8.
-    """
-    decode = json.JSONDecoder().raw_decode
-    with utf8(path) as file:
-        buffer, place, more = file.read(BLOCK), 0, True
-        is_list = buffer.lstrip().startswith("[")
-        while True:
-            place = _next_object(buffer, place)
-            try:
-                found, place = decode(buffer, place)
-            except json.JSONDecodeError as error:
-                block = file.read(BLOCK) if more and len(buffer) - place < LARGEST else ""
-                more = bool(block)
-                if not more and (place < len(buffer) or is_list != buffer.rstrip().endswith("]")):
-                    raise ValueError(f"{path} is no whole JSON list or lines: {error}") from error
-                if not more:
-                    return
-                # What was read already goes, but for the last letters: a list ends with them.
-                kept = min(place, max(0, len(buffer) - 8))
-                buffer, place = buffer[kept:] + block, place - kept
-                continue
-            if not isinstance(found, dict):
-                raise ValueError(f"{path}: {json.dumps(found)[:80]} is no object")
-            yield found
-
-
-def _next_object(buffer: str, place: int) -> int:
-    """Place after the spaces, commas and brackets between two objects."""
-    match = re.compile(r"[\s,\[\]]*").match(buffer, place)
-    assert match is not None
-    return match.end()

@@ -1,6 +1,5 @@
 """Parts of a data set's captions -> one table with the captions it came with."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import polars as pl
 
 from flame.captioning.parts import COUNTS, description
 from flame.runtime.checksums import sha256, verified
+from flame.runtime.parts import agreed
 from flame.runtime.resumable import write_atomic
 from flame.study.schema.data import PublishedCaptions
 from flame.study.settings import CaptionsSettings
@@ -37,21 +37,8 @@ def ordered(
         ValueError: a part is missing or given twice, differs from the others, or is of other images
             or another captioner.
     """
-    found = sorted(((path, description(path)) for path in parts), key=lambda item: item[1]["part"])
-    numbers = [about["part"] for _, about in found]
-    count = max(about["parts"] for _, about in found)
-    if numbers != list(range(count)):
-        raise ValueError(f"parts {numbers} of captions that were written in {count}")
-    wanted = settings.model_dump(mode="json", exclude={"max_skipped"}) | {
-        "inputs": inputs(images),
-        "parts": count,
-    }
-    for path, about in found:
-        for name in sorted((about.keys() | wanted.keys()) - set(OWN)):
-            here, there = (json.dumps(a.get(name), sort_keys=True) for a in (about, wanted))
-            if here != there:
-                raise ValueError(f"{path} has {name} {here}, where the study has {there}")
-    return dict(found)
+    wanted = settings.model_dump(mode="json", exclude={"max_skipped"}) | {"inputs": inputs(images)}
+    return agreed({path: description(path) for path in parts}, OWN, wanted)
 
 
 def write_table(

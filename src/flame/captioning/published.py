@@ -1,15 +1,16 @@
 """Captions that others published on the hub, joined to the images of a data set by key."""
 
+import glob
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
-from huggingface_hub import hf_hub_download
 
-from flame.captioning.describe import read_objects
 from flame.captioning.faults import faults
 from flame.captioning.parts import Row, chunk_path, write_chunk
+from flame.data import hub
+from flame.data.json_objects import read_objects
 from flame.runtime import progress
 from flame.runtime.checksums import verified
 from flame.study.schema.data import PublishedCaptions
@@ -52,15 +53,8 @@ def _matching(
 ) -> Iterator[Row]:
     """One row per known key and kind, in the order of the published files; others are counted."""
     for kind, name in captioner.files.items():
-        file = Path(
-            hf_hub_download(
-                captioner.id,
-                name,
-                repo_type="dataset",
-                revision=captioner.revision,
-                local_dir=folder / "hub",
-            )
-        )
+        place = (captioner.id, captioner.revision)
+        file = hub.download(*place, [glob.escape(name)], folder / "hub") / name
         seen: set[str] = set()
         for number, found in enumerate(read_objects(file)):
             if captioner.key not in found or captioner.text not in found:

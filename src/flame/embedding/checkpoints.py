@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -22,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flame.data import hub
 from flame.runtime.checksums import read_json, seal
 from flame.runtime.checksums import sha256 as file_sha256
 
@@ -88,20 +87,15 @@ def from_gguf(
 
 def from_hub(repo: str, revision: str, out: Path) -> None:
     """Download a checkpoint of the Hugging Face hub (`HF_ENDPOINT` and `HF_TOKEN` are honoured)."""
-    try:
-        snapshot_download(
-            repo,
-            revision=revision,
-            local_dir=out,
-            allow_patterns=["*.safetensors", "*.json", "tokenizer*", "LICENSE*"],
-        )
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{repo!r} is gated: ask for access on its hub page,"
-            " then set HF_TOKEN to a token of that account"
-        ) from error
-    # When each file came, and what of it a killed job had.
-    shutil.rmtree(out / ".cache", ignore_errors=True)
+    hub.download(
+        repo,
+        revision,
+        ["*.safetensors", "*.json"],
+        out,
+        kind="model",
+        optional=["tokenizer*", "LICENSE*"],
+    )
+    hub.forget(out)
     _describe(out, f"hub:{repo}@{revision}", None)
 
 

@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flame.data import hub
 from flame.data.images import square, to_rgb
 from flame.embedding.llm import FrozenLLM, cleaned
 from flame.evaluation.features import directions
@@ -30,7 +30,7 @@ from flame.towers.base import Tower
 from flame.towers.load import load as load_tower
 
 RECORD = "export.json"
-LLM_FILES = ["*.safetensors", "*.json", "tokenizer*"]
+LLM_FILES = ["*.safetensors", "*.json"]
 
 
 class Flame:
@@ -67,12 +67,8 @@ class Flame:
         settings, folder = self.settings, self._llm_folder or self._folder / "llm"
         if not folder.is_dir():
             assert isinstance(settings.checkpoint, HubCheckpoint)
-            place = snapshot_download(
-                settings.checkpoint.id,
-                revision=settings.checkpoint.revision,
-                allow_patterns=LLM_FILES,
-            )
-            folder = Path(place)
+            llm = settings.checkpoint
+            folder = hub.cached(llm.id, llm.revision, LLM_FILES, optional=["tokenizer*"])
         return FrozenLLM(
             folder,
             layer=settings.layer,
@@ -139,5 +135,5 @@ def load(
     if not folder.is_dir():
         if str(path).count("/") != 1 or folder.is_absolute():
             raise ValueError(f"{path} is neither a folder nor owner/name of a model of the hub")
-        folder = Path(snapshot_download(str(path), revision=revision))
+        folder = hub.cached(str(path), revision, ["*"])
     return Flame(folder, device, llm)

@@ -8,7 +8,9 @@ Shapes: B images, T texts, D width of the space where image and text meet.
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flame.data import hub
 from flame.runtime.checksums import seal, verify
 from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
@@ -223,8 +226,12 @@ def _from_open_clip(tower: OpenClipTower, folder: Path) -> str:
             f"the weights {tower.tag!r} were trained with QuickGELU: take the model "
             f"{tower.name + '-quickgelu'!r}, not {tower.name!r}"
         )
-    model = open_clip.create_model(tower.name, pretrained=tower.tag, require_pretrained=True)
+    with _verified_weights(of_tag, folder / "hub"):
+        model = open_clip.create_model(tower.name, pretrained=tower.tag, require_pretrained=True)
     tokenizer = open_clip.get_tokenizer(tower.name)
+    for name in ("hf_model_name", "hf_tokenizer_name"):  # small files that open_clip itself fetches
+        if config["text_cfg"].get(name):
+            hub.verify_cache(config["text_cfg"][name])
     if not hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained = lambda folder: None  # open_clip's own one comes with it
     save_for_hf(model, tokenizer, config, str(folder), safe_serialization=True)
@@ -233,15 +240,58 @@ def _from_open_clip(tower: OpenClipTower, folder: Path) -> str:
     return "open_clip_torch"
 
 
+@contextmanager
+def _verified_weights(of_tag: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Let open_clip load the weights of a tag from a verified download instead of its own.
+
+    Args:
+        of_tag: open_clip's entry for the tag; empty for a file of weights.
+        folder: for the download; deleted at the end.
+    """
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    if not of_tag.get("hf_hub"):
+        yield
+        return
+    repo, _, file = of_tag["hf_hub"].rpartition("/")
+    file = file or HF_WEIGHTS_NAME
+    # The names that open_clip prefers, in its order.
+    safe = HF_SAFE_WEIGHTS_NAME if file == HF_WEIGHTS_NAME else f"{Path(file).stem}.safetensors"
+    there = hub.list_files(repo, "main", folder, kind="model")
+    file = safe if safe in there else file
+    of_tag["file"] = str(hub.download(repo, "main", [file], folder, kind="model") / file)
+    try:
+        yield
+    finally:
+        del of_tag["file"]
+    shutil.rmtree(folder)
+
+
 def _from_transformers(tower: TransformersTower, folder: Path) -> str:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     if tower.revision is None and not Path(tower.id).is_dir():
         raise ValueError(f"tower {tower.id!r} is no folder, and of a hub id a revision is needed")
+    source = Path(tower.id)
+    if not source.is_dir():
+        source = _transformers_files(tower, folder / "hub")
     for auto in (AutoModel, AutoTokenizer, AutoImageProcessor):
         try:
-            part = auto.from_pretrained(tower.id, revision=tower.revision)
+            part = auto.from_pretrained(source)
         except OSError as error:
             raise ValueError(f"tower {tower.id!r}: {str(error).splitlines()[0]}") from error
         part.save_pretrained(folder)
+    shutil.rmtree(folder / "hub", ignore_errors=True)
     return "transformers"
+
+
+def _transformers_files(tower: TransformersTower, folder: Path) -> Path:
+    """Verified download of what transformers reads of a repository."""
+    assert tower.revision is not None
+    place = (tower.id, tower.revision)
+    there = hub.list_files(*place, folder, kind="model")
+    top = [name for name in there if "/" not in name]
+    has_safetensors = any(name.endswith(".safetensors") for name in top)
+    weights = ".safetensors" if has_safetensors else ".bin"
+    names = [name for name in top if name.endswith((weights, ".json", ".txt", ".model"))]
+    return hub.download(*place, names, folder, kind="model")
