@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAGES = ["caption", "claims", "download", "embed", "evaluate"]
+STAGES = ["caption", "download", "embed", "evaluate"]
 STAGES += ["export", "fewshot", "figure", "table", "train"]
 # What stages import while they run.
 LATE = ["transformers.models.llama.modeling_llama", "transformers.modeling_utils", "timm", "tyro"]

@@ -47,7 +47,7 @@ LEASED = [
     "export",
 ]
 WENT_ON = re.compile(r"^(kept|going on from) ", re.M)
-HOLDING = 6  # step at which each of them has its lease, and has made nothing yet
+HOLDING = 4  # step at which each of them has its lease, and has made nothing yet
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # before the stage could see to it, and after
 
 
