@@ -19,17 +19,17 @@ def figure(inputs: list[Path], png: Path, pdf: Path, settings: FigureSettings) -
     """Draw one figure; the same inputs give the same bytes.
 
     Args:
-        inputs: what the figure's kind is drawn from (`flame.report.figures`).
-        png: picture to write, 200 dots an inch.
-        pdf: the same as vectors, for print.
+        inputs: files that this kind of figure is drawn from (`flame.report.figures`).
+        png: PNG to write, 200 dots per inch.
+        pdf: PDF to write.
         settings: the figure.
     """
-    # A font that is cut down for a PDF is told about glyph by glyph.
+    # Subsetting a font for a PDF logs a line per glyph.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     with figures.style():
         drawn = module(settings.figure.kind).draw(inputs, settings)
         write_atomic(png, _content(drawn, "png", {"Software": None}))
-        # Without a date, which would be another one every second.
+        # Without a date: the same inputs give the same bytes.
         write_atomic(pdf, _content(drawn, "pdf", {"CreationDate": None}))
 
 

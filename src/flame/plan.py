@@ -1,4 +1,4 @@
-"""A study -> what it will take, before anything runs: jobs, GPU-hours, disk, memory, access."""
+"""A study -> an estimate of what it takes: jobs, GPU-hours, disk, memory, access."""
 
 import sys
 from pathlib import Path
@@ -16,12 +16,12 @@ def plan(
     only: tuple[str, ...] = (),
     assumptions: Assumptions = DEFAULT,
 ) -> None:
-    """Print what a study will take.
+    """Print an estimate of what a study takes.
 
     Args:
         study: YAML file.
-        only: tables and figures to plan for; all of the study by default.
-        assumptions: what GPU-hours are reckoned with.
+        only: names of tables and figures; by default the whole study.
+        assumptions: what GPU-hours are estimated from.
     """
     sys.stdout.write(Plan(load_file(study), only, assumptions).document())
 

@@ -309,7 +309,9 @@ def test_examples_show_what_each_run_returns_and_whether_it_is_right(tmp_path, d
 
 def test_examples_refuse_queries_that_fit_no_captions(tmp_path, dots):
     answers = pl.DataFrame({"key": ["dot-0", "dot-1"]})
-    with pytest.raises(ValueError, match=r"fit the captions of 0 kinds, not of one \(raw, short\)"):
+    with pytest.raises(
+        ValueError, match=r"match the captions of 0 kinds, not of one \(raw, short\)"
+    ):
         examples.query_texts(dots / "captions.parquet", answers)
 
 
@@ -396,7 +398,7 @@ def test_two_captioners_that_write_the_same_are_alike_in_all(tmp_path):
     for line in (*lengths.lines, *similarity.lines):
         assert sum(line.get_ydata()) / 2 == pytest.approx(100)
     assert vocabulary.lines[0].get_xydata().tolist() == [[0, 0], [4, 3], [8, 6], [10, 7]]
-    assert [text for text in picture.texts if "3 images; embeddings of tiny" in text.get_text()]
+    assert [text for text in picture.texts if "3 images; embeddings by tiny" in text.get_text()]
 
 
 def test_captions_are_matched_by_key_and_the_first_of_an_image_counts(tmp_path):

@@ -1,5 +1,5 @@
 rule caption:
-    """Images of a data set -> long and short captions by an MLLM, or by who published them."""
+    """Images of a data set -> long and short captions, by an MLLM or as published."""
     input:
         unpack(inputs("caption")),
     output:

@@ -1,5 +1,5 @@
 rule download_dataset:
-    """A data set, wherever it comes from -> tar shards, index, captions."""
+    """A data set from any source -> tar shards, index, captions."""
     output:
         directory("resources/datasets/{dataset}"),
     log:
@@ -25,7 +25,7 @@ rule download_dataset:
 
 
 rule download_llm:
-    """A checkpoint of any source -> one folder of dense safetensors and a tokenizer."""
+    """An LLM from any source -> a folder with dense safetensors and a tokenizer."""
     output:
         directory("resources/llms/{llm}"),
     log:
@@ -48,7 +48,7 @@ rule download_llm:
 
 
 rule download_tower:
-    """A tower that others trained -> the form of those that are trained here."""
+    """A pretrained or released tower -> the format of towers trained here."""
     output:
         directory("resources/towers/{run}"),
     log:

@@ -1,5 +1,5 @@
 rule prompt:
-    """The words of one facet, as the LLM reads them: for people, and for the stores that hold it."""
+    """The text of one facet, as the LLM reads it; stores that hold the facet depend on it."""
     output:
         "results/prompts/{prompt}/{facet}.txt",
     log:
@@ -8,7 +8,7 @@ rule prompt:
         "../../environment.yml"
     params:
         text=param("prompt", "text"),
-    # The report draws run times on a logarithmic scale: one of 0 s would leave it without any.
+    # The report draws run times on a logarithmic scale, which a time of 0 s would break.
     shell:
         "(sleep 0.1; printf '%s\\n' {params.text:q} > {output}) 2> {log}"
 
@@ -40,7 +40,7 @@ rule embed:
 
 
 use rule embed as embed_training with:
-    # The same, first: towers are trained while the benchmarks' captions are still being embedded.
+    # Training sets first, so that towers train while the benchmarks are still being embedded.
     wildcard_constraints:
         bundle=one_of(jobs.training_bundles(study)),
     priority: 1

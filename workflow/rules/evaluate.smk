@@ -1,5 +1,5 @@
 rule evaluate:
-    """A trained tower -> every metric of a bundle of benchmarks, and the hits behind them."""
+    """A tower -> all metrics of a bundle of benchmarks, and the hits behind them."""
     input:
         unpack(inputs("evaluate")),
     output:
@@ -30,7 +30,7 @@ rule evaluate:
 
 
 rule fewshot:
-    """A trained tower and its LLM -> words of images, and classification from them (Table C5)."""
+    """A tower and its LLM -> words of images, and few-shot classification from them (Table C5)."""
     input:
         unpack(inputs("fewshot")),
     output:
@@ -61,7 +61,7 @@ rule fewshot:
 
 
 rule overhead:
-    """Embedding and training against the alternatives, timed in turn (Figure 5)."""
+    """Timings of embedding and training, interleaved with the alternatives (Figure 5)."""
     input:
         unpack(inputs("overhead")),
     output:

@@ -1,5 +1,5 @@
 rule train:
-    """Images and stored embeddings -> a visual tower (Eq. 1); or captions, for a baseline."""
+    """Images and stored embeddings (captions, for a baseline) -> a visual tower (Eq. 1)."""
     input:
         unpack(inputs("train")),
     output:

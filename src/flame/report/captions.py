@@ -1,4 +1,4 @@
-"""Captions of the same images by two captioners: what they have in common."""
+"""Comparison of the captions of the same images by two captioners."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from flame.evaluation.features import directions
 from flame.report.figures.examples import evenly
 
 WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
-LARGEST = 5000  # images, of which every two captions are compared
-ROWS = 512  # of a store, read at a time
+LARGEST = 5000  # images, all pairs of whose captions are compared
+ROWS = 512  # of a store, per read
 
 
 class Captions(NamedTuple):
-    """Captions of one kind by one captioner, one for each of N images.
+    """Captions of one kind by one captioner, one per image.
 
     Args:
         texts: N texts.
@@ -31,13 +31,13 @@ class Captions(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """How near two captioners' captions are to each other, as cosines of their embeddings.
+    """Similarity of two captioners' captions: cosines of their embeddings.
 
     Args:
-        same: (N,) of the two captions of an image.
-        other: (N,) of captions of two images.
-        nearest: share of the first captioner's captions to which, of all of the second's, that of
-            the same image is the nearest.
+        same: (N,) between the two captions of an image.
+        other: (N,) between captions of different images.
+        nearest: share of the first captioner's captions whose nearest caption by the second is
+            that of the same image.
     """
 
     same: np.ndarray
@@ -48,13 +48,13 @@ class Similarity(NamedTuple):
 def matched(
     folders: Sequence[Path], stores: Sequence[Path], kind: str, facets: Sequence[str]
 ) -> tuple[Captions, Captions]:
-    """Captions of the images that both data sets have, at most `LARGEST` at even distances.
+    """Captions of the images in both data sets, at most `LARGEST`, evenly spaced.
 
     Args:
         folders: of the two data sets, each with `captions.parquet`.
-        stores: parts of the stores of this kind, each with one of the data sets or both.
-        kind: of the captions; the first of an image counts.
-        facets: those whose vectors are averaged.
+        stores: parts of the stores of this kind, which hold one or both data sets.
+        kind: of the captions; the first one of an image is used.
+        facets: to average.
 
     Raises:
         ValueError: fewer than two images in common.
@@ -88,19 +88,19 @@ def matched(
 
 
 def _features(embeddings: Embeddings, rows: np.ndarray, facets: Sequence[str]) -> torch.Tensor:
-    """Directions (N, d) of some rows, read in blocks: all facets of all of them are much memory."""
+    """Directions (N, d) of some rows, read in blocks to save memory."""
     blocks = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
     read = (torch.from_numpy(embeddings.rows(block, facets)) for block in blocks)
     return torch.cat([directions(vectors, facets, {}) for vectors in read])
 
 
 def words_of(texts: Iterable[str]) -> list[list[str]]:
-    """Words of each text in lower case; what an apostrophe or a hyphen joins is one."""
+    """Lower-case words of each text; apostrophes and hyphens do not split words."""
     return [WORD.findall(text.lower()) for text in texts]
 
 
 def growth(words: Iterable[Sequence[str]]) -> tuple[list[int], list[int]]:
-    """Words read, and distinct ones among them, after each caption."""
+    """Running counts of words and of distinct words, after each caption."""
     read, distinct = [0], [0]
     seen: set[str] = set()
     for caption in words:
@@ -113,11 +113,11 @@ def growth(words: Iterable[Sequence[str]]) -> tuple[list[int], list[int]]:
 def shared(
     first: Iterable[Sequence[str]], second: Iterable[Sequence[str]]
 ) -> tuple[float, float, float]:
-    """What two captioners' words have in common, as shares.
+    """Overlap of two vocabularies.
 
     Returns:
-        Of all distinct words those that both use; of the words that the first one writes those
-        that the second one uses, too; the same the other way round.
+        Share of distinct words that both use; share of the first one's words that the second one
+        uses as well; the same the other way round.
     """
     written = [[word for caption in words for word in caption] for words in (first, second)]
     one, two = map(set, written)
@@ -138,6 +138,6 @@ def similarity(first: torch.Tensor, second: torch.Tensor) -> Similarity:
     cosines = first @ second.T
     same = cosines.diagonal()
     other = (first * second.roll(len(second) // 2, dims=0)).sum(dim=1)
-    # Where two are equally near, as captions of the same words are, none is the nearer.
+    # A tie counts as nearest: captions with the same words are equally near.
     nearest = (same >= cosines.max(dim=1).values).float().mean()
     return Similarity(same.numpy(), other.numpy(), float(nearest))

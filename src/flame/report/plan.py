@@ -1,4 +1,4 @@
-"""What a study will take, before anything runs: jobs, GPU-hours, disk, memory, access."""
+"""Estimate of what a study takes: jobs, GPU-hours, disk, memory, access."""
 
 import os
 from collections import Counter
@@ -21,23 +21,23 @@ from flame.study.schema.runs import FlameRun
 from flame.study.study import Study
 
 VARIANTS = ("embed_training", "caption_by_vllm")  # rules that inherit from `embed` and `caption`
-BYTES_OF_IMAGE = 60_000  # where no size of the download is published
-ROWS_OF_IMAGE = 5  # captions of an image of a benchmark
-CLASS_TEXTS = 20_000  # of a classification benchmark: classes x templates
-MEMORY = 1.1  # GPU memory of an embedding job, over the weights of its LLM
+BYTES_OF_IMAGE = 60_000  # if the download size is not published
+ROWS_OF_IMAGE = 5  # captions per benchmark image
+CLASS_TEXTS = 20_000  # per classification benchmark: classes x templates
+MEMORY = 1.1  # GPU memory of an embedding job, relative to the weights of its LLM
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What GPU-hours are reckoned with; every one of them is an argument.
+    """What GPU-hours are estimated from; each is a command-line argument.
 
     Args:
         peak: TFLOP/s of one GPU in bfloat16; 989 is an H100.
-        embed_use: share of it that embedding reaches; 0.45 to 0.55 is what to expect.
-        train_use: share of it that training reaches; published runs reach 0.13 to 0.40.
-        captions_per_second: images an MLLM of 8 billion parameters describes on one GPU, both
-            captions of an image together; 4 to 10 have been reported.
-        images_per_second: images an evaluation reads, resizes and encodes.
+        embed_use: utilisation (MFU) of embedding; expect 0.45 to 0.55.
+        train_use: utilisation (MFU) of training; published runs reach 0.13 to 0.40.
+        captions_per_second: images that an 8B MLLM captions on one GPU, counting both captions
+            of an image as one; 4 to 10 have been reported.
+        images_per_second: images that an evaluation decodes, resizes and encodes.
     """
 
     peak: float = 989.0
@@ -49,7 +49,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Store:
-    """Embeddings of the captions of one kind, by one LLM, of the data sets of a bundle."""
+    """Embeddings by one LLM of the captions of one kind in a bundle."""
 
     llm: str
     bundle: str
@@ -57,7 +57,7 @@ class Store:
 
 
 class Plan:
-    """All that a study, or some tables and figures of it, will run."""
+    """Everything that a study, or some of its tables and figures, will run."""
 
     def __init__(self, study: Study, only: Sequence[str], assumptions: Assumptions) -> None:
         self.study, self.assumptions = study, assumptions
@@ -67,11 +67,11 @@ class Plan:
                 raise ValueError(f"no table or figure {known(name, names)}")
         self.only = tuple(only) or (*names, *(["claims"] if study.claims else []))
 
-    # --- what is asked for ------------------------------------------------------------------------
+    # --- which jobs -------------------------------------------------------------------------
 
     @cached_property
     def planned(self) -> list[Planned]:
-        """All jobs, as Snakemake would plan them in an empty folder."""
+        """All jobs, as Snakemake plans them in an empty folder."""
         study, targets = self.study, []
         for name in self.only:
             rule = next((r for r, names in self._named.items() if name in names), "claims")
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def _named(self) -> dict[str, Container[str]]:
-        """Rule -> what it makes by name."""
+        """Rule -> names of its targets."""
         study = self.study
         return {"table": study.tables, "figure": study.figures, "appendix": study.appendix}
 
@@ -95,7 +95,7 @@ class Plan:
 
     @cached_property
     def towers(self) -> list[str]:
-        """Trainings and towers of others, in the order of the study."""
+        """Trained and downloaded towers, in the order of the study."""
         found = {job["run"] for job in self._of("train", "download_tower")}
         return [name for name in self.study.trainings if name in found]
 
@@ -112,7 +112,7 @@ class Plan:
 
     @cached_property
     def llms(self) -> list[str]:
-        """LLMs that read captions, or whose tokenizer or words are used."""
+        """LLMs that captions are embedded with, or whose vocabulary is used."""
         found = {job["llm"] for job in self._of("download_llm")}
         return [name for name in self.study.llms if name in found]
 
@@ -124,7 +124,7 @@ class Plan:
 
     @cached_property
     def captioned(self) -> dict[str, str]:
-        """Data set -> captioner, of all data sets whose written captions are read."""
+        """Data set -> captioner, for data sets whose generated captions are read."""
         found = {job["dataset"]: job["captioner"] for job in self._of("captions")}
         return {name: found[name] for name in self.study.datasets if name in found}
 
@@ -132,7 +132,7 @@ class Plan:
         """Facets of a store."""
         return self.study.embedded_facets(store.llm, store.bundle, store.kind)
 
-    # --- what it takes ----------------------------------------------------------------------------
+    # --- what they take ---------------------------------------------------------------------
 
     def jobs(self) -> dict[str, int]:
         """Jobs of every rule, as `snakemake -n` counts them in an empty folder."""
@@ -147,7 +147,7 @@ class Plan:
         return {rule: found[rule] for rule in (*JOBS, *VARIANTS) if found[rule]}
 
     def shape(self, llm: str) -> costs.Shape | None:
-        """Sizes of an LLM: of its files if they are there, else as published."""
+        """Sizes of an LLM: from its files if they are here, else as published."""
         checkpoint = self.study.llms[llm].checkpoint
         there = costs.shape_of(Path("resources/llms") / llm)
         if there is None and isinstance(checkpoint, HubCheckpoint):
@@ -155,7 +155,7 @@ class Plan:
         return there
 
     def rows(self, store: Store) -> int:
-        """Captions in a store: one an image where it is trained on or captioned, else a few."""
+        """Captions in a store: one per image for training sets and captioned sets, else a few."""
         rows = 0
         for name in self.study.bundle_datasets(store.bundle, store.kind):
             images = self.study.datasets[name].images
@@ -169,10 +169,10 @@ class Plan:
     def _hours(self, flop: float, use: float) -> float:
         return flop / (self.assumptions.peak * 1e12 * use) / 3600
 
-    # --- how it is told ---------------------------------------------------------------------------
+    # --- the document -----------------------------------------------------------------------
 
     def document(self) -> str:
-        """All of it, as Markdown."""
+        """The whole estimate as Markdown."""
         self.totals: dict[str, list[float]] = {}
         parts = {
             "Jobs": self._jobs(),
@@ -182,10 +182,10 @@ class Plan:
             "Embeddings": self._embeddings(),
             "Trainings": self._trainings(),
             "Evaluations": self._evaluations(),
-            "In all": self._in_all(),
-            "Reckoned with": self._reckoned_with(),
+            "Total": self._total(),
+            "Assumptions": self._assumptions(),
         }
-        head = f"# What study {self.study.study!r} takes\n\n{', '.join(self.only)}.\n"
+        head = f"# Estimate for study {self.study.study!r}\n\n{', '.join(self.only)}.\n"
         return head + "".join(f"\n## {title}\n\n{text}" for title, text in parts.items() if text)
 
     def _add(self, stage: str, hours: float, disk: float) -> None:
@@ -196,10 +196,10 @@ class Plan:
     def _jobs(self) -> str:
         jobs = self.jobs()
         lines = [[rule, f"{count:,}"] for rule, count in jobs.items()]
-        return _table(["rule", "jobs"], [*lines, ["all", f"{sum(jobs.values()):,}"]])
+        return _table(["rule", "jobs"], [*lines, ["total", f"{sum(jobs.values()):,}"]])
 
     def _data(self) -> str:
-        """One line for each module, as several data sets may come from one download."""
+        """One line per module, as several data sets may come from one download."""
         sources: dict[str, list[str]] = {}
         for name in self.datasets:
             sources.setdefault(self.study.datasets[name].source, []).append(name)
@@ -214,7 +214,7 @@ class Plan:
             images = sum(splits.values())
             is_told = card.bytes is not None
             size = card.bytes if card.bytes is not None else BYTES_OF_IMAGE * images
-            # What is fetched stays, and the images stand in our tar shards besides.
+            # The download stays, and the images are written to our tar shards as well.
             self._add("data", 0, 2 * size)
             there = sum((Path("resources/datasets") / name).exists() for name in names)
             about = "" if is_told else "about "
@@ -241,10 +241,10 @@ class Plan:
                 [
                     name,
                     getattr(checkpoint, "id", checkpoint.source),
-                    _bytes(size) if size else "unknown before it is here",
+                    _bytes(size) if size else "unknown until downloaded",
                     _bytes(MEMORY * size) if size else "?",
                     _here(Path("resources/llms") / name),
-                    "if it is gated, an account that accepted its terms" if is_hub else "nothing",
+                    "an account that accepted its terms, if gated" if is_hub else "nothing",
                 ]
             )
         for name in self.towers:
@@ -256,7 +256,9 @@ class Plan:
         for captioner in dict.fromkeys(self.captioned.values()):
             who = self.study.captioners[captioner]
             lines.append([captioner, getattr(who, "id", who.engine), "", "", "", who.engine])
-        token = "is set" if get_token() else "is not set: gated and private repositories refuse"
+        token = (
+            "is set" if get_token() else "is not set: gated and private repositories will refuse"
+        )
         table = _table(["model", "source", "weights", "GPU memory", "here", "needs"], lines)
         offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         return f"{table}\nThe hub's token (HF_TOKEN) {token}{offline}.\n"
@@ -332,8 +334,8 @@ class Plan:
                     f"{_bytes(batch * cost.activations)} at {batch:,}",
                 ]
             )
-        head = ["run", "backbone", "images", "parameters", "GFLOP an image", "GPU-hours"]
-        return _table([*head, "state", "activations of a batch, over all GPUs"], lines)
+        head = ["run", "backbone", "images", "parameters", "GFLOP per image", "GPU-hours"]
+        return _table([*head, "state", "activations per batch, over all GPUs"], lines)
 
     def _evaluations(self) -> str:
         lines = []
@@ -347,29 +349,29 @@ class Plan:
             lines.append([bundle, str(count), f"{images:,}", _hours(hours)])
         return _table(["bundle", "towers", "images", "GPU-hours"], lines)
 
-    def _in_all(self) -> str:
+    def _total(self) -> str:
         lines = [
             [stage, _hours(hours), _bytes(disk)] for stage, (hours, disk) in self.totals.items()
         ]
         hours, disk = (sum(total[i] for total in self.totals.values()) for i in (0, 1))
-        return _table(["", "GPU-hours", "disk"], [*lines, ["all", _hours(hours), _bytes(disk)]])
+        return _table(["", "GPU-hours", "disk"], [*lines, ["total", _hours(hours), _bytes(disk)]])
 
-    def _reckoned_with(self) -> str:
+    def _assumptions(self) -> str:
         a = self.assumptions
-        told = [
-            f"a GPU of {a.peak:,.0f} TFLOP/s, of which embedding reaches {a.embed_use:.0%} and "
+        lines = [
+            f"a GPU with {a.peak:,.0f} TFLOP/s, of which embedding reaches {a.embed_use:.0%} and "
             f"training {a.train_use:.0%}",
-            f"{a.captions_per_second:g} images/s captioned, {a.images_per_second:g} images/s "
-            "evaluated on one GPU",
-            "tokens of a caption with its template: "
+            f"one GPU captions {a.captions_per_second:g} images/s and evaluates "
+            f"{a.images_per_second:g} images/s",
+            "tokens per caption with its template: "
             + ", ".join(f"{kind} {count}" for kind, count in costs.PREFIX_TOKENS.items())
-            + f"; {costs.SUFFIX_TOKENS} of a facet",
-            f"benchmarks of {ROWS_OF_IMAGE} captions an image and {CLASS_TEXTS:,} class texts",
-            f"{BYTES_OF_IMAGE / 1e3:.0f} kB an image where no size of the download is published",
-            "training is three times its forward pass; embedding needs "
-            f"{MEMORY:g} times the weights of its LLM, a download 1 kB of memory an image",
+            + f"; {costs.SUFFIX_TOKENS} per facet",
+            f"{ROWS_OF_IMAGE} captions per benchmark image, {CLASS_TEXTS:,} class texts each",
+            f"{BYTES_OF_IMAGE / 1e3:.0f} kB per image if the download size is not published",
+            "training costs three forward passes; embedding needs "
+            f"{MEMORY:g} times the memory of its LLM's weights, a download 1 kB per image",
         ]
-        return "".join(f"- {line}\n" for line in told) + "\nNone of this was measured.\n"
+        return "".join(f"- {line}\n" for line in lines) + "\nNone of this was measured.\n"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

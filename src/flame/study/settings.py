@@ -31,7 +31,7 @@ VERSION = {
     "overhead": 1,
     "export": 1,
     "table": 2,
-    "figure": 1,
+    "figure": 2,
 }
 
 

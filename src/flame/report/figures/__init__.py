@@ -54,7 +54,7 @@ RC: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What all figures look like, until the context ends."""
+    """Apply the style of all figures within this context."""
     import matplotlib as mpl
     import seaborn as sns
 
@@ -63,13 +63,13 @@ def style() -> Iterator[None]:
 
 
 def canvas(width: float, height: float, settings: "FigureSettings", note: str = "") -> "Figure":
-    """An empty figure under its title, which names the study that was measured.
+    """An empty figure with its title, which names the study.
 
     Args:
         width: inches.
         height: inches.
-        settings: has the title and the study.
-        note: how to read the figure, in small print under it.
+        settings: of the figure; gives title and study.
+        note: how to read the figure, in small print below it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def dataset_folder(inputs: Sequence[Path], dataset: str) -> Path:
 
 
 def training_file(inputs: Sequence[Path], training: str) -> Path:
-    """The file of a training among the inputs; it lies in a folder of the training's name."""
+    """The file of a training among the inputs, which is in a folder named after the training."""
     files = {path.parent.name: path for path in inputs if not path.is_dir()}
     if training not in files:
         raise ValueError(f"no file of training {known(training, files)}")

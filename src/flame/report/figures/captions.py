@@ -1,4 +1,4 @@
-"""Captions of the same images by two captioners: their lengths, their words, their embeddings."""
+"""Captions of the same images by two captioners: lengths, vocabulary, embeddings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,34 +24,34 @@ BINS = 40
 TAILS = (0.001, 0.999)  # quantiles from which a histogram begins and ends
 NARROWEST = 1e-3  # cosines that a histogram spans at least
 NOTE = (
-    "{count} images; embeddings of {llm}, of a caption the mean over its prompt's default facets."
-    " In common: distinct words that both use.\nKnown: how much of a text is words that the other"
-    " one uses, too. Other images: captions of two that stand half of the set apart.\nNearest: how"
-    " often, of all captions ({second}), that of the same image is the nearest to one ({first})."
+    "{count} images; embeddings by {llm}, averaged over the default facets of the prompt."
+    " In common: distinct words that both use.\nKnown: share of the text in words that the other"
+    " one uses, too. Other images: captions of two images half a set apart.\nNearest: how often the"
+    " caption ({second}) nearest to a caption ({first}) is that of the same image."
 )
 
 
 class Keys(FigureBlock):
-    """Captions of the same images by two captioners."""
+    """Two data sets with the same images, captioned twice."""
 
     kind: Literal["captions"]
     datasets: dict[str, str] = Field(
         min_length=2,
         max_length=2,
-        description="label -> data set: the same images, captioned twice",
+        description="label -> data set",
     )
     kinds: tuple[str, ...] = Field(
-        min_length=1, description="caption kinds, one row of panels each"
+        min_length=1, description="caption kinds, one row of panels per kind"
     )
-    llm: str = Field(description="whose embeddings are compared")
+    llm: str = Field(description="LLM whose embeddings are compared")
 
     def stores(self) -> tuple[tuple[str, str, str], ...]:
-        """Embeddings of every kind of both data sets."""
+        """Embeddings of both data sets, for every kind."""
         sets = self.datasets.values()
         return tuple((self.llm, dataset, kind) for kind in self.kinds for dataset in sets)
 
     def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
-        """Names that the study does not have, and data sets of different images."""
+        """Unknown names, and data sets with different images."""
         if self.llm not in study.llms:
             yield "llm", f"unknown llm {known(self.llm, study.llms)}"
         for kind in self.kinds:
@@ -62,13 +62,13 @@ class Keys(FigureBlock):
         for name in unknown:
             yield "datasets", f"unknown dataset {known(name, study.datasets)}"
         sets = [study.datasets[name] for name in self.datasets.values() if name not in unknown]
-        # Keys of other images may well be the same: 000000000 is the first one of every split.
+        # Equal keys do not mean equal images: 000000000 is the first of every split.
         if len({(d.source, str(d.options.get("split"))) for d in sets}) > 1:
             first, second = self.datasets.values()
             yield "datasets", f"{first!r} and {second!r} are not of one source and split"
 
     def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
-        """One folder with all captions of each data set, and the stores."""
+        """A folder of captions per data set, and the stores."""
         folders = []
         for dataset in self.datasets.values():
             # A captioner's folder has the data set's own captions, too.
@@ -80,15 +80,15 @@ class Keys(FigureBlock):
         return folders + [path for paths in found for path in paths]
 
     def resolved(self, study: "Study") -> dict[str, Any]:
-        """Facets that are averaged."""
+        """Facets to average."""
         return {"averaged": {kind: study.prompt_of(kind).default for kind in self.kinds}}
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """One row a caption kind; panels of words a caption, vocabulary, similarity.
+    """One row per caption kind, with panels of length, vocabulary and similarity.
 
     Args:
-        inputs: a folder of captions for each data set, and the stores of the LLM.
+        inputs: a folder of captions per data set, and the stores of the LLM.
         settings: the figure, with the facets that are averaged.
     """
     from flame.embedding.store import by_kind
@@ -183,7 +183,7 @@ def _similarity(axes: "Axes", found: "Similarity", labels: Sequence[str], kind: 
 
 
 def _steps(axes: "Axes", values: np.ndarray, edges: np.ndarray, place: int, label: str) -> None:
-    """Share of the values in each bin, in percent; the few beyond the last bins are put there."""
+    """Share of the values in each bin, in percent; the last bins include the values beyond."""
     centers = (edges[1:] + edges[:-1]) / 2
     counts, _ = np.histogram(np.clip(values, centers[0], centers[-1]), edges)
     shares, colour = 100 * counts / len(values), PALETTE[place]
@@ -197,7 +197,7 @@ def _steps(axes: "Axes", values: np.ndarray, edges: np.ndarray, place: int, labe
 
 
 def _head(axes: "Axes", title: str) -> None:
-    """Title and legend above a panel, where they hide nothing of it."""
+    """Title and legend above a panel, so that they hide nothing."""
     axes.legend(
         title=title,
         title_fontproperties={"weight": "bold", "size": "small"},

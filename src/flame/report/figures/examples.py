@@ -1,4 +1,4 @@
-"""Queries and the image that each run returns for them, right or wrong (Figure D2)."""
+"""Queries and the images that each run retrieves for them (Figure D2)."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 METRIC = "t2i_r@1"
 RIGHT, WRONG = PALETTE[2], PALETTE[3]
-INCHES = 1.7  # of a row, and so of an image
-LETTERS = 52  # of a line of text
+INCHES = 1.7  # height of a row and of an image
+LETTERS = 52  # characters per line
 LINES = 9
 
 
 class Keys(FigureBlock):
-    """Queries and what each run returns for them (Figure D2)."""
+    """Retrieved images of some queries (Figure D2)."""
 
     kind: Literal["examples"]
     runs: dict[str, str] = Field(min_length=1, description="label -> run")
@@ -38,19 +38,19 @@ class Keys(FigureBlock):
     queries: PositiveInt
 
     def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
-        """Image retrieval on the benchmark, by every run."""
+        """Text-to-image retrieval of every run."""
         return tuple(self.runs.values()), (Measure(benchmark=self.benchmark, metric=METRIC),)
 
     def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
-        """Hits, and the images."""
+        """Hits and images."""
         images = files.dataset(study.benchmarks[self.benchmark].dataset)
         return [*files.with_suffix(results, "parquet"), images]
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """One row a query: its text, the image of every run in a frame, the image it belongs to.
+    """One row per query: its text, the image that every run retrieves, the image it describes.
 
-    The queries stand at even distances in the benchmark, whoever is right on them.
+    Queries are evenly spaced in the benchmark, whether or not the runs are right.
 
     Args:
         inputs: Parquet of every run's training, and the folder of the data set.
@@ -72,8 +72,8 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     texts = query_texts(reader.root / "captions.parquet", first)
     shown = evenly(len(first), chosen.queries)
     note = (
-        f"{len(shown)} of {len(first)} texts, at even distances, and the image that each run"
-        " returns:\nwith a tick in green if it is the described one, else with a cross in red."
+        f"{len(shown)} of {len(first)} texts, evenly spaced, and the image that each run retrieves:"
+        "\na green tick if it is the described image, else a red cross."
     )
     columns = len(answers) + 2
     width = 4.2 + INCHES * (columns - 1)
@@ -94,27 +94,27 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
 
 
 def evenly(total: int, wanted: int) -> list[int]:
-    """Numbers of queries at even distances: the middles of `wanted` equal parts of `total`."""
+    """Evenly spaced indices: the middles of `wanted` equal parts of `total`."""
     parts = min(total, wanted)
     return [(2 * i + 1) * total // (2 * parts) for i in range(parts)]
 
 
 def query_texts(captions: Path, answers: pl.DataFrame) -> list[str]:
-    """Text of every query: row n of the captions of the kind that was asked.
+    """Text of every query: row n of the captions of the evaluated kind.
 
     Args:
         captions: table of the data set's captions.
         answers: queries in order, with the key of the image of each.
 
     Raises:
-        ValueError: the keys fit no kind, or several.
+        ValueError: the keys match no kind, or several.
     """
     table = pl.read_parquet(verified(captions))
     kinds = {str(kind): rows for (kind,), rows in table.group_by("kind", maintain_order=True)}
     fitting = [name for name, rows in kinds.items() if rows["key"].equals(answers["key"])]
     if len(fitting) != 1:
         raise ValueError(
-            f"{captions}: the queries fit the captions of {len(fitting)} kinds, not of one"
+            f"{captions}: the queries match the captions of {len(fitting)} kinds, not of one"
             f" ({', '.join(fitting or kinds)})"
         )
     return kinds[fitting[0]]["text"].to_list()

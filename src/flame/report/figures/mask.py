@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
     from flame.study.study import Study
 
-INCHES = 0.17  # of one token
+INCHES = 0.17  # per token
 NOTE = (
-    "The token of a row attends to those of the coloured columns; the hidden states of the bold"
-    " ones are the embeddings.\nBelow: position ids, which restart after the prefix in every facet."
+    "The token of a row attends to the coloured columns. The hidden states of bold tokens are the"
+    " embeddings.\nBelow: position ids, which restart after the prefix in every facet."
 )
 
 
@@ -40,7 +40,7 @@ class Keys(FigureBlock):
     caption: str
 
     def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
-        """An LLM, a prompt or a facet that the study does not have."""
+        """Unknown LLM, prompt or facets."""
         if self.llm not in study.llms:
             yield "llm", f"unknown llm {known(self.llm, study.llms)}"
         if self.prompt not in study.prompts:
@@ -50,24 +50,24 @@ class Keys(FigureBlock):
                 yield "facets", f"unknown facet {known(facet, study.facets)}"
 
     def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
-        """The LLM, for its tokenizer."""
+        """Folder of the LLM, for its tokenizer."""
         return [files.llm(self.llm)]
 
     def resolved(self, study: "Study") -> dict[str, Any]:
-        """Texts of the prompt."""
+        """Prefix and facets of the prompt."""
         prompt = study.prompts[self.prompt]
         return {"prefix": prompt.prefix, "facets": study.suffixes(prompt, self.facets)}
 
 
 class Tokens(NamedTuple):
-    """Tokens of one caption as they are laid out for one pass."""
+    """Tokens of a caption, as laid out for one pass."""
 
     prefix: list[int]
     facets: list[list[int]]
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """The mask, with its tokens on both axes.
+    """The mask, with tokens on both axes.
 
     Args:
         inputs: folder of the LLM; only its tokenizer is read.
@@ -102,7 +102,7 @@ def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -
     Args:
         tokenizer: of the LLM.
         prefix: text of the whole prefix, caption included.
-        after: its end, what stands between caption and suffix.
+        after: end of the prefix, between caption and suffix.
         suffixes: the facet endings.
     """
 
@@ -110,12 +110,12 @@ def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -
         return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     bos = [token for token in tokenizer("").input_ids if token == tokenizer.bos_token_id]
-    # A suffix is cut from a longer text: some tokenizers put a space before every text.
+    # A suffix is cut out of a longer text, because some tokenizers add a leading space.
     return Tokens(bos + ids(prefix), [ids(after + s)[len(ids(after)) :] for s in suffixes])
 
 
 def blocks(tokens: Tokens) -> np.ndarray:
-    """(L, L) int: -1 where masked, else 0 for a key in the prefix, k for one in facet k."""
+    """(L, L) int: -1 if masked, 0 for a key in the prefix, k for a key in facet k."""
     from flame.embedding.llm import facet_mask
 
     lengths = [len(facet) for facet in tokens.facets]
@@ -124,7 +124,7 @@ def blocks(tokens: Tokens) -> np.ndarray:
 
 
 def positions(tokens: Tokens) -> list[int]:
-    """(L,) position ids: those of every facet go on from the prefix."""
+    """(L,) position ids: every facet continues from the prefix."""
     start = len(tokens.prefix)
     return [*range(start), *chain(*(range(start, start + len(f)) for f in tokens.facets))]
 

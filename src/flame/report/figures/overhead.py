@@ -1,4 +1,4 @@
-"""Time of embedding and of training against the alternatives (Figure 5)."""
+"""Time of embedding and training, compared with the alternatives (Figure 5)."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
     from flame.study.study import Study
 
-# Ways as the stage names them -> what they are; the last of each is what this workflow does.
+# Alternative, as the stage names it -> label; the last one is what this workflow does.
 EMBEDDING = {
-    "separate": "a pass for every prompt",
+    "separate": "one pass per prompt",
     "one_pass": "one pass, mask only",
-    "everything": "one pass, as here",
+    "everything": "one pass, this workflow",
 }
 TRAINING = {
     "online": "FLAME, LLM in every step",
     "clip": "CLIP with its text tower",
     "flame": "FLAME, stored embeddings",
 }
-HATCHES = ("", "//", "xx")  # told apart where a print has no colours
-WIDEST = 12  # ratio beyond which an axis is logarithmic
+HATCHES = ("", "//", "xx")  # for prints without colour
+WIDEST = 12  # largest ratio on a linear axis
 
 
 class Keys(FigureBlock):
-    """Embedding and training time against the alternatives (Figure 5)."""
+    """Timings (Figure 5)."""
 
     kind: Literal["overhead"]
 
     def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
-        """The study must take times."""
+        """A study without timings."""
         if study.overhead is None:
-            yield "kind", "is drawn from times, but the study has no block `overhead`"
+            yield "kind", "needs timings, but the study has no block `overhead`"
 
     def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
-        """The times."""
+        """The timings."""
         return [files.output("overhead")]
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """Bars of time relative to what this workflow does: of embedding, and of a training step.
+    """Bars of the time of embedding and of a training step, relative to this workflow.
 
     Args:
         inputs: JSON of the overhead stage.
@@ -57,15 +57,15 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     measured = json.loads(inputs[0].read_text())
     rounds = len(measured["seconds"]["flame"])
     note = (
-        f"Time relative to the lowest bar: median of {rounds} rounds in turn, in brackets the"
-        f" smallest and the largest.\n{measured['device']}; {measured['captions']} captions,"
-        f" {measured['steps']['flame']} steps a round."
+        f"Time relative to the lowest bar: median over {rounds} interleaved rounds, in brackets the"
+        f" range.\n{measured['device']}; {measured['captions']} captions,"
+        f" {measured['steps']['flame']} steps per round."
     )
     figure = canvas(11, 3.6, settings, note)
     left, right = figure.subplots(1, 2)
-    left.set_title("embedding a long caption")
+    left.set_title("embedding of a long caption")
     _bars(left, measured["seconds"], EMBEDDING)
-    right.set_title("a step of training")
+    right.set_title("training step")
     _bars(right, measured["seconds"], TRAINING)
     return figure
 
@@ -73,7 +73,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
 def relative(
     seconds: Mapping[str, Sequence[float]], ways: Mapping[str, str]
 ) -> dict[str, tuple[float, float, float]]:
-    """Median, smallest and largest ratio of the rounds, of every way to the last one."""
+    """Median, smallest and largest ratio over rounds of every alternative to the last one."""
     base = seconds[[*ways][-1]]
     found = {}
     for name in ways:
@@ -92,7 +92,7 @@ def _bars(axes: "Axes", seconds: Mapping[str, Sequence[float]], ways: Mapping[st
         last = i == len(ratios) - 1
         axes.barh(
             i,
-            value - wide,  # on a logarithmic axis a bar begins at 1
+            value - wide,  # on a logarithmic axis bars start at 1
             left=int(wide),
             height=0.62,
             color=PALETTE[0] if last else PALETTE[1 + i],

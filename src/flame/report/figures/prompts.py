@@ -1,4 +1,4 @@
-"""Metrics against the number of prompts, with every draw of the prompts (Table 6 as curves)."""
+"""Metrics against the number of prompts, for every draw of the prompts (Table 6 as curves)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from flame.report.results import Estimate
     from flame.study.settings import FigureSettings
 
-SPREAD = 0.22  # prompts between two draws, so that their intervals do not cover each other
-WIDTH = 22  # letters of a title's line: panels stand side by side
+SPREAD = 0.22  # horizontal offset between draws, in prompts, so that intervals do not overlap
+WIDTH = 22  # characters per title line: panels are side by side
 NOTE = (
-    "Circle: one draw of the prompts, with its 95 % interval over the queries. Line: mean of the"
-    " draws. In brackets: the data set that was measured."
+    "Circles: single draws of the prompts, with 95 % intervals over queries. Line: mean over"
+    " draws. In brackets: the data set that was evaluated."
 )
 
 
@@ -32,8 +32,8 @@ class Keys(FigureBlock):
     """Recall against the number of prompts, with intervals and several draws (Table 6)."""
 
     kind: Literal["prompts"]
-    runs: dict[int, tuple[str, ...]] = Field(description="number of prompts -> runs, one a draw")
-    columns: tuple[Column, ...] = Field(min_length=1, description="one panel each")
+    runs: dict[int, tuple[str, ...]] = Field(description="number of prompts -> runs, one per draw")
+    columns: tuple[Column, ...] = Field(min_length=1, description="one panel per column")
 
     def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
         """Every draw, in the measures of every panel."""
@@ -42,7 +42,7 @@ class Keys(FigureBlock):
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """One panel a column; x is the number of prompts, y the metric in percent.
+    """One panel per column; x is the number of prompts, y the metric in percent.
 
     Args:
         inputs: JSON and Parquet files of the evaluate stage.
@@ -92,7 +92,7 @@ def _panel(axes: "Axes", drawn: "dict[int, list[Estimate]]") -> None:
 
 
 def _title(column: Column, settings: "FigureSettings") -> str:
-    """Benchmark, what stands in for it, metric."""
+    """Benchmark, its stand-in, metric."""
     sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
     measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"
     lines = [*wrap(column.benchmark, WIDTH), *wrap(f"[{measured}]", WIDTH)]

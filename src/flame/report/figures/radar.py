@@ -1,4 +1,4 @@
-"""Retrieval over languages, one spoke each (Figure 4)."""
+"""Retrieval in several languages, one spoke per language (Figure 4)."""
 
 import math
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
 
 NOTE = (
-    "On each spoke: the language and the best value on it, %. In brackets: mean over languages."
-    " Distances from the middle grow with the square root."
+    "Each spoke is labelled with its language and the best value, in %. In brackets: mean over"
+    " languages. The radial axis has a square-root scale."
 )
 TICKS = (1, 5, 10, 20, 40, 60, 80, 100)
 
 
 class Keys(FigureBlock):
-    """A metric over languages, one spoke each (Figure 4)."""
+    """Metrics over languages (Figure 4)."""
 
     kind: Literal["radar"]
     runs: dict[str, str] = Field(min_length=1, description="label -> run")
     languages: dict[str, str] = Field(min_length=3, description="language -> benchmark")
-    metrics: tuple[str, ...] = Field(min_length=1, description="one plot each")
+    metrics: tuple[str, ...] = Field(min_length=1, description="one plot per metric")
 
     def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
         """Every run, in every metric of every language."""
@@ -44,7 +44,7 @@ class Keys(FigureBlock):
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
-    """One polar plot a metric, one line a run.
+    """One polar plot per metric, one line per run.
 
     Args:
         inputs: JSON and Parquet files of the evaluate stage.
@@ -94,7 +94,7 @@ def _web(axes: "PolarAxes", values: dict[str, list[float]], languages: list[str]
     labels = [f"{name}\n{value:.1f}" for name, value in zip(languages, best, strict=True)]
     axes.set_xticks(angles, labels, parse_math=False)
     axes.tick_params(axis="x", pad=8)
-    # A language of training may lie far above the others: by its root all of them can be seen.
+    # The training language can be far above the others; a square-root scale shows all.
     axes.set_yscale("function", functions=(np.sqrt, np.square))
     axes.set_ylim(0, max(1.1 * best.max(), 1))
     axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if t < best.max()]))

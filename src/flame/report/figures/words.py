@@ -1,4 +1,4 @@
-"""Words that the patches of an image map to, on the image (Figure C1)."""
+"""Words that image patches map to, drawn on the image (Figure C1)."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
     from flame.study.study import Study
 
-INCHES = 2.9  # of an image
+INCHES = 2.9  # per image
 COLUMNS = 4
-LARGEST = 13  # points of a letter
-SHARE = 0.7  # of its height that a bold letter is wide
-VEIL = 0.5  # of white over the image, under the words
+LARGEST = 13  # font size, points
+SHARE = 0.7  # width of a bold letter relative to its height
+VEIL = 0.5  # opacity of white between image and words
 NOTE = (
-    "At each place the LLM's most probable token for the feature there; the fainter, the less"
-    " probable it is beside the others of its image. Under each image its class."
+    "Each patch shows the LLM's most probable token for its feature; fainter tokens are less"
+    " probable than others in the same image. Below each image: its class."
 )
 
 
 class Keys(FigureBlock):
-    """Words that patches map to, on the patches (Figure C1)."""
+    """Words of image patches (Figure C1)."""
 
     kind: Literal["words"]
     run: str
     benchmark: str
 
     def uses(self) -> tuple[tuple[str, ...], tuple[Measure, ...]]:
-        """The few-shot result of the run, which has the words; no metric of it."""
+        """The few-shot result of the run, which holds the words; no metric."""
         return (self.run,), (Measure(benchmark=self.benchmark, metric=""),)
 
     def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
-        """Words, and the images that they are written on."""
+        """Words and images."""
         images = files.dataset(study.benchmarks[self.benchmark].dataset)
         return [*files.with_suffix(results, "words.json"), images]
 
@@ -79,7 +79,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
 
 
 def _words(axes: "Axes", picture: Mapping[str, Any]) -> None:
-    """Every word in the middle of its place, as large as the place allows."""
+    """Every word in the middle of its patch, as large as it fits."""
     from matplotlib.patheffects import withStroke
 
     best = max(max(line) for line in picture["probabilities"])
