@@ -79,12 +79,33 @@ def test_every_key_is_explained(key):
     assert f"`{key.split('.')[1]}`" in (ROOT / "config/README.md").read_text()
 
 
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_exist(page):
     text = page.read_text()
-    links = re.findall(r"\]\(([^)\s#]+)", text) + re.findall(r'(?:src|srcset|href)="([^"#]+)', text)
-    missing = [link for link in links if ":" not in link and not (page.parent / link).exists()]
-    assert not missing
+    links = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)', text)
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if ":" not in link:
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_every_test_that_the_faults_name_exists():
+    page = (ROOT / "docs/faults.md").read_text()
+    files = set(re.findall(r"`((?:tests/[\w/]*)?test_\w+\.py)`", page))
+    assert files
+    for name in files:
+        assert (ROOT / name if "/" in name else ROOT / "tests/faults" / name).is_file(), name
+    tests = "".join(path.read_text() for path in (ROOT / "tests/faults").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)\.\.\.`", page):
+        assert f"def {name}" in tests, name
 
 
 def test_the_example_study_is_valid(squares):
