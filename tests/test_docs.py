@@ -156,7 +156,7 @@ def test_the_example_kind_of_figure_is_checked_planned_and_drawn(bars, tmp_path)
         "measure": {"benchmark": "ImageNet-1k", "metric": "top1"},
     }
     values["figures"] = {"bars": block}
-    study = load(values, "CONTRIBUTING.md", ROOT)
+    study = load(values, "docs/adding.md", ROOT)
     job = jobs.figure(study, "bars")
     assert [path for path in job.paths if path.endswith("json")] == [
         f"results/evaluate/{run}/classification.json" for run in ("clip", "flame-7")
@@ -168,12 +168,12 @@ def test_the_example_kind_of_figure_is_checked_planned_and_drawn(bars, tmp_path)
     assert Image.open(tmp_path / "bars.png").size[0] == 5 * 200
     values["figures"] = {"bars": block | {"runs": {"CLIP": "clipp"}, "colour": "red"}}
     with pytest.raises(StudyError, match=r"figures\.bars: unknown key 'colour'"):
-        load(values, "CONTRIBUTING.md", ROOT)
+        load(values, "docs/adding.md", ROOT)
     values["figures"] = {"bars": block | {"runs": {"CLIP": "clipp"}}}
     with pytest.raises(
         StudyError, match=r"figures\.bars: unknown run 'clipp' \(did you mean 'clip'"
     ):
-        load(values, "CONTRIBUTING.md", ROOT)
+        load(values, "docs/adding.md", ROOT)
 
 
 def test_every_result_is_listed():
