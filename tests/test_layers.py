@@ -43,9 +43,19 @@ def test_there_are_no_other_packages():
     assert {path.parent.name for path in FLAME.glob("*/__init__.py")} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("module", ["flame", "flame.study.load", "flame.data.datasets.scenes"])
-def test_the_study_loads_no_torch(module):
-    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import flame",
+        "import flame.data.datasets.scenes",
+        "import flame.study.jobs",
+        "from flame.study.load import load_file; load_file(root / 'config/paper.yaml', root)",
+    ],
+)
+def test_the_study_loads_neither_torch_nor_matplotlib(code):
+    root = FLAME.parents[1]
+    code = f"import pathlib, sys; root = pathlib.Path({str(root)!r}); {code}"
+    code += "; sys.exit(bool({'torch', 'matplotlib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=FLAME.parent).returncode == 0
 
 
