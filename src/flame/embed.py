@@ -8,7 +8,7 @@ import polars as pl
 import torch
 
 from flame.embedding import store
-from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, cleaned
+from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM
 from flame.runtime import command, progress
 from flame.runtime.checksums import sha256, verified
 from flame.runtime.errors import known
@@ -41,9 +41,7 @@ def embed(
     if threads is not None:
         torch.set_num_threads(threads)
     captions = _captions(datasets, settings)
-    encoder = FrozenLLM(
-        llm, layer=settings.layer, final_norm=settings.final_norm, positions=settings.positions
-    )
+    encoder = FrozenLLM(llm, settings)
     origin = settings.model_dump(mode="json") | {
         "checkpoint": sha256(llm / "flame.json"),
         "inputs": {folder.name: sha256(folder / "captions.parquet") for folder in datasets},
@@ -88,11 +86,10 @@ def _write(
     """
     texts = {name: table["text"].to_list() for name, table in captions.items()}
     counts = {name: {"rows": len(t), "empty": t.count("")} for name, t in texts.items()}
-    if settings.cleanup == "release":
-        texts = {name: [*map(cleaned, whole)] for name, whole in texts.items()}
-    if settings.max_caption_tokens is not None:
-        for name, whole in texts.items():
-            texts[name], counts[name]["cut"] = encoder.truncate(whole, settings.max_caption_tokens)
+    for name, whole in texts.items():
+        texts[name], cut = encoder.prepare(whole)
+        if settings.max_caption_tokens is not None:
+            counts[name]["cut"] = cut
     for name, count in counts.items():
         log.info("%s: %s", name, ", ".join(f"{value} {what}" for what, value in count.items()))
 

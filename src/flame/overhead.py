@@ -33,9 +33,7 @@ def overhead(
     """
     torch.set_num_threads(threads)
     embedding, chosen = settings.embedding, settings.overhead
-    encoder = FrozenLLM(
-        llm, layer=embedding.layer, final_norm=embedding.final_norm, positions=embedding.positions
-    )
+    encoder = FrozenLLM(llm, embedding)
     captions = texts_of(images, embedding)[1][: chosen.captions]
     with TemporaryDirectory() as aside:
         ways = embedding_ways(llm, encoder, captions, embedding)

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModel
 
 from flame import download
-from flame.embedding import checkpoints, llm
-from flame.embedding.llm import FrozenLLM, facet_mask, plan
+from flame.embedding import attention, checkpoints
+from flame.embedding.llm import AS_PUBLISHED, FrozenLLM, plan
 from flame.study.load import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,10 @@ def one_by_one(encoder, checkpoint, captions, *, layer=None, final_norm=True, dt
     return torch.stack(rows).unflatten(0, (len(captions), -1))
 
 
+def reading(**options):
+    return AS_PUBLISHED.model_copy(update=options)
+
+
 def gap(a, b):
     return (a - b).abs().max().item()
 
@@ -104,7 +108,7 @@ def test_one_pass_equals_one_pass_per_facet_in_smollm2(smollm2):
 @pytest.mark.parametrize(("layer", "final_norm"), [(1, True), (2, False)])
 def test_hidden_layer_and_norm_can_be_chosen(random_llm, architecture, layers, layer, final_norm):
     checkpoint = random_llm(architecture, layers)
-    encoder = FrozenLLM(checkpoint, dtype="float32", layer=layer, final_norm=final_norm)
+    encoder = FrozenLLM(checkpoint, reading(layer=layer, final_norm=final_norm), dtype="float32")
     ours = encoder.embed(CAPTIONS, PREFIX, SUFFIXES)
     expected = one_by_one(encoder, checkpoint, CAPTIONS, layer=layer, final_norm=final_norm)
     assert gap(ours, expected) <= 1e-4 * expected.abs().max()
@@ -130,7 +134,7 @@ def test_batches_change_nothing(random_llm, token_budget):
 def test_running_positions_are_another_embedding(random_llm):
     checkpoint = random_llm("mistral", 3)
     restart = FrozenLLM(checkpoint, dtype="float32").embed(CAPTIONS, PREFIX, SUFFIXES)
-    running = FrozenLLM(checkpoint, dtype="float32", positions="running").embed(
+    running = FrozenLLM(checkpoint, reading(positions="running"), dtype="float32").embed(
         CAPTIONS, PREFIX, SUFFIXES
     )
     assert gap(restart[:, 0], running[:, 0]) <= 1e-4
@@ -141,15 +145,11 @@ def test_a_leaking_mask_would_be_seen(random_llm, monkeypatch):
     encoder = FrozenLLM(random_llm("llama", 2), dtype="float32")
     expected = encoder.embed(CAPTIONS, PREFIX, SUFFIXES)
     monkeypatch.setattr(
-        llm, "facet_mask", lambda p, s: torch.ones(p + sum(s), p + sum(s), dtype=torch.bool).tril()
+        attention,
+        "facet_mask",
+        lambda p, s: torch.ones(p + sum(s), p + sum(s), dtype=torch.bool).tril(),
     )
     assert gap(encoder.embed(CAPTIONS, PREFIX, SUFFIXES)[:, 1:], expected[:, 1:]) > 1e-2
-
-
-def test_facet_mask_by_hand():
-    rows = ["1....", "11...", "111..", "11.1.", "11.11"]
-    expected = torch.tensor([[cell == "1" for cell in row] for row in rows])
-    assert torch.equal(facet_mask(2, [1, 2]), expected)
 
 
 def test_a_special_token_in_a_caption_is_text(smollm2):
@@ -166,6 +166,17 @@ def test_truncate_cuts_the_caption_only(random_llm):
         encoder.truncate(["a"], 0)
 
 
+def test_captions_are_cleaned_and_then_truncated_if_the_options_say_so(random_llm):
+    captions = ["a dog", "abcde"]
+    for options, expected in (
+        ({}, (captions, 0)),
+        ({"cleanup": "release"}, (["a dog.", "abcde."], 0)),
+        ({"max_caption_tokens": 5}, (captions, 0)),
+        ({"max_caption_tokens": 5, "cleanup": "release"}, (["a dog", "abcde"], 2)),
+    ):
+        assert FrozenLLM(random_llm("llama", 2), reading(**options)).prepare(captions) == expected
+
+
 def test_nothing_to_embed(random_llm):
     encoder = FrozenLLM(random_llm("llama", 2))
     assert encoder.embed([], PREFIX, SUFFIXES).shape == (0, 3, encoder.dim)
@@ -179,7 +190,7 @@ def test_plan_keeps_the_budget_and_every_row():
 @pytest.mark.parametrize("layer", [0, 3])
 def test_unknown_layer_is_refused(random_llm, layer):
     with pytest.raises(ValueError, match=f"layer {layer} of an LLM with layers 1 to 2"):
-        FrozenLLM(random_llm("llama", 2), layer=layer)
+        FrozenLLM(random_llm("llama", 2), reading(layer=layer))
 
 
 def test_too_long_a_caption_is_refused(random_llm):

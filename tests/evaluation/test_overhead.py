@@ -13,7 +13,7 @@ from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embed import embed
 from flame.embedding import checkpoints
-from flame.embedding.llm import FrozenLLM
+from flame.embedding.llm import AS_PUBLISHED, FrozenLLM
 from flame.embedding.store import Embeddings
 from flame.evaluation import overhead
 from flame.evaluation.overhead import OnlineTexts, PlainLLM, embedding_ways, in_turn, ratios
@@ -105,14 +105,14 @@ def inputs(tmp_path_factory):
 
 
 def encoder(llm, **options):
-    return FrozenLLM(llm, dtype="float32", device="cpu", **options)
+    return FrozenLLM(llm, AS_PUBLISHED.model_copy(update=options), dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize("positions", ["restart", "running"])
 @pytest.mark.parametrize(("layer", "final_norm"), [("last", True), (1, False)])
 def test_the_plain_llm_embeds_what_the_frozen_one_does(inputs, positions, layer, final_norm):
     frozen = encoder(inputs[1], layer=layer, final_norm=final_norm, positions=positions)
-    plain = PlainLLM(inputs[1], frozen, final_norm=final_norm)
+    plain = PlainLLM(inputs[1], frozen)
     texts, suffixes = ["a dog", " ".join(WORDS), ""], [*FACETS.values()]
     prefix = embed_settings().prefix
     torch.testing.assert_close(
@@ -137,7 +137,7 @@ def test_the_plain_llm_embeds_what_the_frozen_one_does(inputs, positions, layer,
 
 
 def test_ways_that_differ_are_not_timed(inputs, monkeypatch):
-    frozen = encoder(inputs[1])
+    frozen = encoder(inputs[1], max_caption_tokens=24)
     ways = embedding_ways(inputs[1], frozen, ["a dog", "a cat"], embed_settings())
     assert {name: way.units for name, way in ways.items()} == {
         "separate": 2,
@@ -155,7 +155,7 @@ def test_ways_that_differ_are_not_timed(inputs, monkeypatch):
 def test_online_texts_are_those_of_the_store(inputs):
     images, llm, stores = inputs
     store = Embeddings.open(stores[:1], "dots")
-    online = OnlineTexts(FrozenLLM(llm, device="cpu"), store, images)
+    online = OnlineTexts(FrozenLLM(llm, embed_settings(), device="cpu"), store, images)
     assert online.keys == store.keys
     rows, facets = np.array([7, 0, 7]), ["scene", "category"]
     np.testing.assert_allclose(

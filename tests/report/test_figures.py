@@ -18,7 +18,8 @@ from answers import counted, write
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import checkpoints, store
-from flame.embedding.llm import FrozenLLM, facet_mask
+from flame.embedding.attention import facet_mask
+from flame.embedding.llm import FrozenLLM
 from flame.figure import figure
 from flame.report import captions, figures
 from flame.report.figures import examples, mask, overhead

@@ -5,17 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame.embedding.store import Embeddings
+from flame.study.schema.llms import LLMOptions
 
 # Attributes of a store that decide in which space its vectors lie, whatever the captions.
-SPACE = (
-    "llm",
-    "checkpoint",
-    "layer",
-    "final_norm",
-    "positions",
-    "cleanup",
-    "max_caption_tokens",
-)
+SPACE = ("llm", "checkpoint", *LLMOptions.model_fields)
 
 
 def describe(

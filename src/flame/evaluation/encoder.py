@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from flame.data import hub
 from flame.data.images import square, to_rgb
-from flame.embedding.llm import FrozenLLM, cleaned
+from flame.embedding.llm import FrozenLLM
 from flame.evaluation.features import directions
 from flame.runtime.device import device_of
 from flame.runtime.errors import known
@@ -69,13 +69,7 @@ class Flame:
             assert isinstance(settings.checkpoint, HubCheckpoint)
             llm = settings.checkpoint
             folder = hub.cached(llm.id, llm.revision, LLM_FILES, optional=["tokenizer*"])
-        return FrozenLLM(
-            folder,
-            layer=settings.layer,
-            final_norm=settings.final_norm,
-            positions=settings.positions,
-            device=str(self.device),
-        )
+        return FrozenLLM(folder, settings, device=str(self.device))
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Pixels (3, H, W) in [0, 1] of an image of any mode and size."""
@@ -106,11 +100,8 @@ class Flame:
         """
         if kind not in self.settings.kinds:
             raise ValueError(f"kind {known(kind, self.settings.kinds)}")
-        reading, texts = self.settings.kinds[kind], list(texts)
-        if self.settings.cleanup == "release":
-            texts = [*map(cleaned, texts)]
-        if self.settings.max_caption_tokens is not None:
-            texts, _ = self.llm.truncate(texts, self.settings.max_caption_tokens)
+        reading = self.settings.kinds[kind]
+        texts, _ = self.llm.prepare(texts)
         vectors = self.llm.embed(texts, reading.prefix, [*reading.facets.values()])
         centers = self.tower.centers.get(reading.center, {}) if reading.center else {}
         # As a store has them, so that the numbers are those of the benchmarks.

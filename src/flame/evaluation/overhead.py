@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModel
 
 from flame.data.images import ImageReader
-from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, Layout, facet_mask, plan
+from flame.embedding.attention import Layout, facet_mask
+from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, plan
 from flame.embedding.store import Embeddings, by_kind
 from flame.runtime import progress
 from flame.runtime.checksums import verified
@@ -92,7 +93,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 class PlainLLM:
     """The same LLM as `transformers` runs it: all tokens in all layers, batches padded."""
 
-    def __init__(self, checkpoint: Path, encoder: FrozenLLM, *, final_norm: bool = True) -> None:
+    def __init__(self, checkpoint: Path, encoder: FrozenLLM) -> None:
         """Load the checkpoint again, with the depth and dtype of the encoder."""
         self.encoder = encoder
         whole = AutoModel.from_pretrained(
@@ -100,7 +101,7 @@ class PlainLLM:
         )
         self.model: Any = getattr(whole, "language_model", whole).to(encoder.device).eval()
         self.model.layers = self.model.layers[: len(encoder.model.layers)]
-        if not final_norm:
+        if not encoder.options.final_norm:
             self.model.norm = nn.Identity()
 
     @torch.inference_mode()
@@ -142,7 +143,10 @@ class PlainLLM:
         for row, start in enumerate(starts):
             length = start + sum(lengths)
             layout = Layout(
-                torch.tensor([start]), lengths, positions=self.encoder.positions, dtype=dtype
+                torch.tensor([start]),
+                lengths,
+                positions=self.encoder.options.positions,
+                dtype=dtype,
             )
             positions[row, :length] = layout.positions[0]
             mask[row, 0, :length, :length].masked_fill_(facet_mask(start, lengths), 0)
@@ -158,9 +162,8 @@ def embedding_ways(
     Raises:
         ValueError: the ways do not produce the same embeddings.
     """
-    if settings.max_caption_tokens is not None:
-        captions, _ = encoder.truncate(captions, settings.max_caption_tokens)
-    plain, prefix = PlainLLM(llm, encoder, final_norm=settings.final_norm), settings.prefix
+    captions, _ = encoder.prepare(captions)
+    plain, prefix = PlainLLM(llm, encoder), settings.prefix
     suffixes = [*settings.facets.values()]
 
     def separate(texts: Sequence[str]) -> torch.Tensor:
@@ -201,9 +204,7 @@ class OnlineTexts:
 
     def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
         """Embeddings (n, K, D) float16 of the given rows and facets."""
-        texts = [self._texts[i] for i in indices]
-        if self._settings.max_caption_tokens is not None:
-            texts, _ = self._encoder.truncate(texts, self._settings.max_caption_tokens)
+        texts, _ = self._encoder.prepare([self._texts[i] for i in indices])
         suffixes = [self._settings.facets[facet] for facet in facets]
         return self._encoder.embed(texts, self._settings.prefix, suffixes).half().numpy()
 

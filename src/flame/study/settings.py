@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from flame.study.schema.benchmarks import Bootstrap, FewShot, Overhead
 from flame.study.schema.data import Captioner
 from flame.study.schema.figures import Figure
-from flame.study.schema.llms import Checkpoint, Facet, Prompt
+from flame.study.schema.llms import Checkpoint, Facet, LLMOptions, Prompt
 from flame.study.schema.runs import (
     Backbone,
     HubFile,
@@ -54,19 +54,19 @@ class CaptionsSettings(Section):
     version: int
 
 
-class EmbedSettings(Section):
-    """All that decides the rows and the numbers of an embedding store."""
-
+class _StoreRows(Section):
     kind: str
     datasets: tuple[str, ...]
     part: NonNegativeInt
     parts: PositiveInt
     llm: str
-    layer: int | Literal["last"]
-    final_norm: bool
-    positions: Literal["restart", "running"]
-    max_caption_tokens: int | None
-    cleanup: Literal["none", "release"]
+
+
+# Snakemake compares settings as JSON text, so the order of fields matters. Pydantic orders them
+# from the last base class to the first.
+class EmbedSettings(LLMOptions, _StoreRows):
+    """All that decides the rows and the numbers of an embedding store."""
+
     storage: Literal["float16", "fp8", "int8"]
     prefix: tuple[str, str]
     facets: dict[str, str] = Field(description="name -> suffix, in the order of the columns")
@@ -158,17 +158,15 @@ class Reading(Section):
     center: str | None = Field(description="caption kind whose mean vectors are subtracted")
 
 
-class ExportSettings(Section):
-    """An exported FLAME."""
-
+class _Exported(Section):
     run: str
     checkpoint: Checkpoint
     reset: int | None
-    layer: PositiveInt | Literal["last"]
-    final_norm: bool
-    positions: Literal["restart", "running"]
-    max_caption_tokens: int | None
-    cleanup: Literal["none", "release"]
+
+
+class ExportSettings(LLMOptions, _Exported):
+    """An exported FLAME."""
+
     kinds: dict[str, Reading] = Field(description="kind of texts -> how they are read")
     version: int
 

@@ -116,7 +116,7 @@ def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -
 
 def blocks(tokens: Tokens) -> np.ndarray:
     """(L, L) int: -1 if masked, 0 for a key in the prefix, k for a key in facet k."""
-    from flame.embedding.llm import facet_mask
+    from flame.embedding.attention import facet_mask
 
     lengths = [len(facet) for facet in tokens.facets]
     owner = np.repeat(range(len(lengths) + 1), [len(tokens.prefix), *lengths])

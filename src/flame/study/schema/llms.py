@@ -57,6 +57,18 @@ Checkpoint = Annotated[
 ]
 
 
+class LLMOptions(Section):
+    """How an LLM reads captions: all that decides its embeddings besides weights and prompt."""
+
+    layer: int | Literal["last"] = Field(description="layer whose output is read, from 1")
+    final_norm: bool = Field(description="whether the final norm is applied to that output")
+    positions: Literal["restart", "running"] = Field(
+        description="whether position ids restart after the prefix for each facet"
+    )
+    max_caption_tokens: int | None = Field(description="longer captions are truncated")
+    cleanup: Literal["none", "release"] = Field(description="of a caption before it is read")
+
+
 class LLM(Section):
     """A frozen LLM and the hidden state that is read from it (Section 3.2)."""
 
