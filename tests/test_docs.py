@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel
 
-from answers import counted, write
 from flame import download
 from flame.data import datasets
 from flame.data.datasets import scenes
@@ -26,6 +25,7 @@ from flame.study.schema.benchmarks import task_names
 from flame.study.schema.figures import kinds, module
 from flame.study.settings import Question
 from flame.study.study import Study
+from tests.answers import counted, write
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

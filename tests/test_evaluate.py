@@ -21,6 +21,7 @@ from flame.study.schema.runs import Backbone, Recipe, TextTower
 from flame.study.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
 from flame.towers.flame import FlameTower
 from flame.towers.load import create, load, save
+from tests.broken import broken_forms, replaced
 
 DIM, SIZE, IMAGES = 8, 32, 12
 FACETS = ("what", "where")
@@ -281,3 +282,13 @@ def test_a_probe_of_other_classes_is_refused(pairs, tmp_path):
     said = "benchmark 'Probe': label of image 'g0-0' is not trained: 'a'.*; known: as, bs"
     with pytest.raises(ValueError, match=said):
         run_clip(pairs | {"train": other}, tmp_path, probe)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json"])
+def test_a_broken_tower_is_named(toy, name):
+    file = toy["tower"] / name
+    for data in broken_forms(file):
+        with replaced(file, data), pytest.raises((ValueError, OSError)) as caught:
+            load(toy["tower"])
+        assert str(file) in str(caught.value), data
+    load(toy["tower"])

@@ -12,7 +12,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import flame
-import wds
 from flame import clip_benchmark, download, embed, export
 from flame.data.images import ImageReader
 from flame.embedding import checkpoints
@@ -26,7 +25,8 @@ from flame.study.load import load_file
 from flame.study.study import Study
 from flame.towers.flame import FlameTower
 from flame.towers.load import load, save
-from loopback import Loopback, Reply
+from tests import wds
+from tests.loopback import Loopback, Reply
 
 ROOT = Path(__file__).parents[1]
 LABELS = {"animals": "class", "scenes-short": "short"}

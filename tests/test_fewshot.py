@@ -173,3 +173,13 @@ def test_a_hidden_layer_is_refused(toy, tmp_path):
     store.create(hidden, attributes | {"layer": 1})
     with pytest.raises(ValueError, match="of layer 1: the LLM's head reads the last, 2"):
         run(toy | {"raw.zarr": hidden}, tmp_path / "out", settings())
+
+
+def test_another_llm_than_that_of_the_captions_does_not_speak(toy, tmp_path):
+    other = tmp_path / "raw.zarr"
+    facets = {"kind": "raw", "facets": {"scene": ""}, "part": 0, "parts": 1}
+    store.create(other, facets | {"llm": "small", "checkpoint": "a" * 64})
+    writer = store.Writer(other, "pairs", keys=["a"], facets=["scene"], dim=64)
+    writer.write(range(1), np.ones((1, 1, 64)))
+    with pytest.raises(ValueError, match=f"{toy['llm']} is not the LLM 'small' that embedded"):
+        run(toy | {"raw.zarr": other}, tmp_path / "out", settings())

@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-import tiny_vlm
 from flame.data.datasets import cc3m
 from flame.embedding import checkpoints
 from flame.study.load import load_file
 from flame.study.study import Study
-from loopback import Loopback, cut, status
+from tests import tiny_vlm
+from tests.loopback import Loopback, cut, status
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests/config/loopback.yaml"

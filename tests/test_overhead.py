@@ -3,11 +3,11 @@
 import json
 
 import torch
-from tests.evaluation import test_overhead
-from tests.evaluation.test_overhead import settings
 
 from flame.evaluation.overhead import ratios
 from flame.overhead import overhead
+from tests.evaluation import test_overhead
+from tests.evaluation.test_overhead import settings
 
 inputs = test_overhead.inputs
 

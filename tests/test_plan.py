@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from tests.report.test_paper import PAPER, ROOT
 from transformers import MistralConfig, MistralForCausalLM
 
 from flame import plan as program
@@ -12,6 +11,7 @@ from flame.report import costs, plan
 from flame.runtime import command
 from flame.study import stages
 from flame.study.load import load_file
+from tests.report.test_paper import PAPER, ROOT
 
 NEMO = costs.SHAPES["mistralai/Mistral-Nemo-Instruct-2407"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from answers import counted, write
 from flame.evaluation.bootstrap import interval
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure, Table
 from flame.study.settings import TableSettings
 from flame.table import fill_table
+from tests.answers import counted, write
 
 # As in Table 7, the model with 7 prompts stands there twice.
 REPORTED = """\

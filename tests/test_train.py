@@ -1,6 +1,7 @@
 """The training stage on a real, tiny data set and store."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,13 +21,22 @@ from safetensors import safe_open
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import store
+from flame.evaluate import evaluate
+from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.runs import Recipe
-from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining
+from flame.study.settings import (
+    ClipTraining,
+    EvaluateSettings,
+    FlameTraining,
+    LongClipTraining,
+    Question,
+)
 from flame.towers.base import Tower
 from flame.towers.flame import FlameTower
 from flame.towers.load import load
 from flame.train import sources, train
 from flame.training.optim import adamw, learning_rate
+from tests.broken import broken_forms, replaced
 
 GOLDEN = Path(__file__).parent / "golden" / "train.txt"
 FACETS = {"scene": " a", "object": " b"}
@@ -387,3 +397,71 @@ def test_vectors_do_not_decay():
     assert {param.ndim for param in kept["params"]} == {0, 1}
     assert {param.ndim for param in decaying["params"]} == {2, 4}
     assert torch.is_tensor(tower.bias)
+
+
+OFTEN = settings(checkpoint_minutes=1e-9)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
+    """A training that is killed after its seventh checkpoint, which is given."""
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
+        with pytest.raises(KeyboardInterrupt):
+            train(**given, out=out, settings=OFTEN)
+    return out.with_name(f"{out.name}.partial") / "content" / "checkpoint.safetensors"
+
+
+def test_a_broken_checkpoint_is_named_and_what_helps_is_said(inputs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    checkpoint = interrupt(monkeypatch, inputs, out)
+    for data in [d for d in broken_forms(checkpoint) if d is not None]:
+        with (
+            replaced(checkpoint, data),
+            pytest.raises(ValueError, match=f"{checkpoint} is broken: delete it to begin"),
+        ):
+            train(**inputs, out=out, settings=OFTEN)
+    checkpoint.unlink()
+    train(**inputs, out=out, settings=OFTEN)
+    train(**inputs, out=tmp_path / "whole", settings=OFTEN)
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_images_of_one_colour_are_trained_on(inputs, tmp_path):
+    """Features that are all the same have losses and gradients that are finite."""
+    images = tmp_path / "dots"
+    shutil.copytree(inputs["images"], images)
+    writer, red = ShardWriter(images, 10), BytesIO()
+    Image.new("RGB", (SIZE, SIZE), "red").save(red, "PNG")
+    for i in range(IMAGES):
+        writer.add(Sample(f"dot-{i}", red.getvalue(), {}))
+    writer.close()
+    train(images, tmp_path / "run", settings(epochs=2), inputs["stores"])
+    assert all(math.isfinite(line["loss"]) for line in log_lines(tmp_path / "run"))
+
+
+def test_tau_at_its_clamp_stays_there_and_training_goes_on(inputs, tmp_path):
+    """A range of 1/tau so small that every step would leave it, by one end or the other."""
+    train(**inputs, out=tmp_path / "run", settings=settings(lr=2e-2, tau=1.0, max_scale=1.0001))
+    lines = log_lines(tmp_path / "run")
+    assert {round(line["tau"], 5) for line in lines} <= {1.0, 0.9999}
+    assert len({line["loss"] for line in lines}) == len(lines) == 12
+
+
+def test_evaluate_refuses_a_store_of_another_llm_of_the_same_width(inputs, tmp_path):
+    train(**inputs, out=tmp_path / "run", settings=settings(epochs=2))
+    other = tmp_path / "raw.zarr"
+    attributes = {"kind": "raw", "facets": {"scene": " a"}, "part": 0, "parts": 1, "llm": "other"}
+    store.create(other, attributes)
+    writer = store.Writer(other, "dots", keys=["dot-0"], facets=["scene"], dim=DIM)
+    writer.write(range(1), np.ones((1, 1, DIM)))
+    asked = {"benchmark": "Dots", "task": "retrieval", "dataset": "dots", "captions": "raw"}
+    question = Question.model_validate(asked | {"facets": ["scene"], "center": "raw"})
+    wanted = EvaluateSettings(run="r", questions=(question,), bootstrap=Bootstrap(), version=1)
+    out = tmp_path / "m.json", tmp_path / "m.parquet"
+    with pytest.raises(ValueError, match=r"'Dots': .* with llm null, those .* have .other"):
+        evaluate(tmp_path / "run", [inputs["images"]], *out, wanted, (other,))
+    assert not out[0].exists()

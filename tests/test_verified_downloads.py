@@ -16,14 +16,6 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.towers.test_pretrained import (
-    TEXT,
-    VISION,
-    chinese_clip,
-    release_settings,
-    release_weights,
-    settings,
-)
 
 from flame import download
 from flame.captioning import published
@@ -35,7 +27,15 @@ from flame.runtime.checksums import verify
 from flame.study.schema.data import PublishedCaptions
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import OpenClipTower, TransformersTower
-from loopback import Fault, Loopback, Reply, wrong
+from tests.loopback import Fault, Loopback, Reply, wrong
+from tests.towers.test_pretrained import (
+    TEXT,
+    VISION,
+    chinese_clip,
+    release_settings,
+    release_weights,
+    settings,
+)
 
 REVISION = "a" * 40
 

@@ -1,7 +1,5 @@
 """The workflow as its users meet it: by its command line, on the tiny study."""
 
-import copy
-import fnmatch
 import json
 import os
 import re
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
@@ -21,85 +18,26 @@ from PIL import Image
 from flame.study.load import load_file
 from flame.study.schema.runs import FlameRun
 from flame.study.study import Study
+from tests.workflow import (
+    ROOT,
+    TINY,
+    WHOLE,
+    alone,
+    changed,
+    command,
+    content,
+    matching,
+    named,
+    planned,
+    snakemake,
+)
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests/config/tiny.yaml"
-WHOLE = ROOT / "tests/config/whole.yaml"
 RUNS = [f"flame-{prompts}" for prompts in (1, 3, 5, 7, 9)]
-
-
-def command(folder: Path, study: Path | None = TINY, *flags: str) -> list[str]:
-    chosen = [] if study is None else ["--configfile", str(study)]
-    return [sys.executable, "-m", "snakemake", "--directory", str(folder), *chosen, *flags]
-
-
-def snakemake(
-    folder: Path, study: Path | None, *flags: str, root: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake to its end; its two streams are one text, as on a terminal."""
-    return subprocess.run(
-        command(folder, study, *flags),
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def named(kind: str, text: str) -> set[str]:
-    """Files that Snakemake's description of jobs lists as their `input`, `output` or `log`."""
-    return {
-        path for line in re.findall(rf"^    {kind}: (.+)$", text, re.M) for path in line.split(", ")
-    }
-
-
-def planned(folder: Path, study: Path, *flags: str, root: Path = ROOT) -> set[str]:
-    """Files that a run would make."""
-    done = snakemake(folder, study, "--dry-run", *flags, root=root)
-    assert done.returncode == 0, done.stdout
-    files = named("output", done.stdout)
-    assert files or "Nothing to be done" in done.stdout, done.stdout
-    return files
-
-
-def matching(files: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    return {file for p in patterns for file in fnmatch.filter(files, p)}
-
-
-def changed(to: Path, *changes: tuple[str, object]) -> Path:
-    """The tiny study with other values, each under its dotted path; None takes the key away."""
-    values = copy.deepcopy(yaml.safe_load(TINY.read_text()))
-    for path, value in changes:
-        *parents, key = path.split(".")
-        section = values
-        for parent in parents:
-            section = section[int(parent) if isinstance(section, list) else parent]
-        if value is None:
-            del section[key]
-        else:
-            section[key] = value
-    to.write_text(yaml.safe_dump(values, sort_keys=False))
-    return to
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def study() -> Study:
     return load_file(TINY, ROOT)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which the tiny study was run; what Snakemake said is in its `said.txt`."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = snakemake(folder, TINY, "--cores", "2")
-    assert done.returncode == 0, done.stdout
-    (folder / "said.txt").write_text(done.stdout)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +77,17 @@ def test_long_jobs_show_a_bar(finished):
 
 
 @pytest.fixture(scope="module")
-def report(finished, tmp_path_factory) -> str:
+def report(finished, once) -> str:
     """Snakemake's report of a study that includes the tiny one."""
-    folder = tmp_path_factory.mktemp("report")
-    study, page = folder / "including.yaml", folder / "report.html"
-    study.write_text(yaml.safe_dump({"include": ["tests/config/tiny.yaml"]}))
-    done = snakemake(finished, study, "--report", str(page))
-    assert done.returncode == 0, done.stdout
-    return page.read_text()
+
+    def run(folder: Path) -> None:
+        study = folder / "including.yaml"
+        study.write_text(yaml.safe_dump({"include": ["tests/config/tiny.yaml"]}))
+        with alone(finished):
+            done = snakemake(finished, study, "--report", str(folder / "report.html"))
+        assert done.returncode == 0, done.stdout
+
+    return (once("report", run) / "report.html").read_text()
 
 
 def test_the_report_speaks_of_what_a_study_includes(report):
@@ -167,7 +108,8 @@ def test_the_report_can_draw_every_run_time(report):
 
 
 def test_a_second_run_does_nothing(finished):
-    again = snakemake(finished, TINY, "--cores", "2")
+    with alone(finished):
+        again = snakemake(finished, TINY, "--cores", "2")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout
 
@@ -183,11 +125,10 @@ def test_speed_is_no_reason_to_run_anew(finished):
 def test_a_moved_folder_does_not_run_anew(finished, tmp_path):
     moved = tmp_path / "deeper" / "moved"
     moved.parent.mkdir()
-    finished.rename(moved)
-    try:
-        assert planned(moved, TINY) == set()
-    finally:
-        moved.rename(finished)
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    copy.rename(moved)
+    assert planned(moved, TINY) == set()
 
 
 def test_another_checkout_runs_anew_only_what_it_reports_otherwise(finished, tmp_path):
@@ -359,15 +300,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
 # --- every kind of run, benchmark, table and figure ------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which the study with every kind of everything was run."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = snakemake(folder, WHOLE, "--cores", "2")
-    assert done.returncode == 0, done.stdout
-    return folder
-
-
 def test_every_table_and_figure_is_made(whole):
     study = load_file(WHOLE, ROOT)
     for name in [*study.tables, *study.appendix, "claims"]:
@@ -503,7 +435,7 @@ def test_a_bad_command_line_is_told_and_runs_nothing(tmp_path, flags, line):
 def test_the_default_is_the_demo_study(tmp_path):
     study = load_file(ROOT / "config/config.yaml", ROOT)
     before = os.times()
-    done = snakemake(tmp_path, None, "--dry-run")
+    done = snakemake(tmp_path, None, "--dry-run", fresh=True)
     after = os.times()  # seconds of processor time: those of the clock depend on who else computes
     assert after.children_user - before.children_user < 10
     assert done.returncode == 0, done.stdout

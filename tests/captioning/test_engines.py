@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import tiny_vlm
 from flame.captioning import engines
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
-from loopback import Loopback, Reply, html, slow, status, wrong
+from tests import tiny_vlm
+from tests.loopback import Loopback, Reply, html, slow, status, wrong
 
 PATH = "/v1/chat/completions"
 TOKEN = "sk-neverprinted"

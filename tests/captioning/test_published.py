@@ -4,11 +4,11 @@ import json
 
 import polars as pl
 import pytest
-from tests import test_caption
-from tests.test_caption import IMAGES, join, texts, write
 
 from flame.study.schema.data import PublishedCaptions
-from loopback import Loopback
+from tests import test_caption
+from tests.loopback import Loopback
+from tests.test_caption import IMAGES, join, texts, write
 
 pictures = test_caption.pictures
 PUBLISHED = PublishedCaptions(

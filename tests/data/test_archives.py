@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.data.test_hub import names
 
 from flame.data import archives
+from tests.data.test_hub import names
 
 
 def tar_of(path, members, mode="w"):

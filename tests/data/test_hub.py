@@ -17,7 +17,7 @@ from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressRep
 
 from flame.data import hub
 from flame.runtime import disk, progress
-from loopback import Fault, Loopback, Reply, cut, slow, status, wrong
+from tests.loopback import Fault, Loopback, Reply, cut, slow, status, wrong
 
 DATA = bytes(range(256)) * 12_000  # 3 MB: three blocks
 SHA256 = hashlib.sha256(DATA).hexdigest()

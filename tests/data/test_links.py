@@ -21,7 +21,7 @@ from flame import download
 from flame.data import datasets, hub
 from flame.data.datasets import Sample, Skipped, _links, cc3m, yfcc15m
 from flame.data.datasets._links import LinkOptions, Round
-from loopback import Loopback, Reply, cut, html, status, wrong
+from tests.loopback import Loopback, Reply, cut, html, status, wrong
 
 # Writes what img2dataset 1.47.0 writes, with its words for what went wrong, one link at a time.
 STAND_IN = """

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.data.test_hub import names
 
 from flame.data import web
 from flame.runtime import disk
-from loopback import Loopback, Reply, cut, html, status, without_range
+from tests.data.test_hub import names
+from tests.loopback import Loopback, Reply, cut, html, status, without_range
 
 DATA = bytes(range(256)) * 12_000  # 3 MB: three blocks
 SHA256 = hashlib.sha256(DATA).hexdigest()

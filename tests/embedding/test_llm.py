@@ -6,10 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from flame import download
 from flame.embedding import attention, checkpoints
 from flame.embedding.llm import AS_PUBLISHED, FrozenLLM, plan
-from flame.study.load import load_file
 
 ROOT = Path(__file__).parents[2]
 PREFIX = ('Detailed image description: "', '". After thinking step by step,')
@@ -45,18 +43,6 @@ def random_llm(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("llms")
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
-    """SmolLM2-135M, as the workflow leaves it or converted for this session."""
-    cached = ROOT / "resources/llms/smollm2-135m"
-    if (cached / "flame.json").exists():
-        return cached
-    study = load_file(ROOT / "config/config.yaml", ROOT)
-    out = tmp_path_factory.mktemp("llms") / "smollm2"
-    download.llm(study.llms["smollm2-135m"].checkpoint, out)
-    return out
 
 
 def one_by_one(encoder, checkpoint, captions, *, layer=None, final_norm=True, dtype=torch.float32):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.embedding.test_llm import smollm2  # noqa: F401 - the fixture of the real LLM
 from transformers import AutoModelForCausalLM
 
 from flame.embedding import checkpoints
@@ -134,7 +133,7 @@ def test_pictures_are_of_different_classes():
     assert pictures(LABELS, 9) == [0, 5, 10, 15]
 
 
-def test_words_that_are_the_labels_are_learnt_from_examples(smollm2):  # noqa: F811
+def test_words_that_are_the_labels_are_learnt_from_examples(smollm2):
     """The classification itself works: with SmolLM2, words decide, and wrong ones mislead."""
     classes = ["apple", "guitar", "horse", "truck"]
     labels = [label for label in classes for _ in range(2)]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import stages
-from loopback import Loopback, Reply, Request
-from nursery import Nursery
-from stages import Bench, Reference, Stage
+from tests.faults import stages
+from tests.faults.stages import Bench, Reference, Stage
+from tests.loopback import Loopback, Reply, Request
+from tests.preloaded import Preloaded
 
 HEADER = ("stage", "by clock", "by step", "SIGTERM", "no room", "went on", "was done")
 
@@ -71,10 +71,11 @@ def server() -> Iterator[Loopback]:
 
 
 @pytest.fixture(scope="session")
-def nursery(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def preloaded(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     home = tmp_path_factory.mktemp("home")
-    with Nursery({"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_TOKEN": ""}) as nursery:
-        yield nursery
+    hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_TOKEN": ""}
+    with Preloaded(stages.IMPORTED, hub) as preloaded:
+        yield preloaded
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +88,12 @@ def study(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(
-    server: Loopback, nursery: Nursery, study: Path, tmp_path_factory: pytest.TempPathFactory
+    server: Loopback, preloaded: Preloaded, study: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Reference:
     """All stages, undisturbed."""
     folder = tmp_path_factory.mktemp("reference")
     server.hub("owner/llm", "main", folder / "resources/llms/random-llama", kind="model")
-    return stages.make(nursery, study, folder, _downloads(server))
+    return stages.make(preloaded, study, folder, _downloads(server))
 
 
 @pytest.fixture
@@ -174,6 +175,6 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def bench(request, nursery: Nursery, reference: Reference, tmp_path: Path) -> Bench:
+def bench(request, preloaded: Preloaded, reference: Reference, tmp_path: Path) -> Bench:
     """The stage that a test is about."""
-    return Bench(nursery, reference, request.param, tmp_path / "bench")
+    return Bench(preloaded, reference, request.param, tmp_path / "bench")

@@ -13,11 +13,28 @@ from typing import Any
 
 import polars as pl
 
-import test_workflow
-from nursery import Child, Nursery
+from tests import workflow
+from tests.preloaded import Child, Preloaded
 
 STUDY = Path(__file__).with_name("study.yaml")
 EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table asks for these
+IMPORTED = [
+    "transformers.models.llama.modeling_llama",
+    "transformers.modeling_utils",
+    "timm",
+    "tyro",
+]
+IMPORTED += [
+    "flame.embedding.checkpoints",
+    "flame.towers.long_clip",
+    "flame.training.tokens",
+    "flame.data.datasets.scenes",
+    "flame.evaluation.tasks.retrieval",
+]
+IMPORTED += ["matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"]
+PROGRAMS = ["caption", "download", "embed", "evaluate"]
+PROGRAMS += ["export", "fewshot", "figure", "table", "train"]
+IMPORTED += [f"flame.{program}" for program in PROGRAMS]
 # Several shards, so that a store can be interrupted between two of them.
 CONSTANTS = {
     "flame.embedding.store.SHARD_ROWS": 8,
@@ -73,9 +90,9 @@ class Reference:
 class Bench:
     """A copy of a reference in which one stage has not run yet."""
 
-    def __init__(self, nursery: Nursery, reference: Reference, name: str, folder: Path) -> None:
+    def __init__(self, server: Preloaded, reference: Reference, name: str, folder: Path) -> None:
         self.stage, self.reference, self.folder = reference.stages[name], reference, folder
-        self._nursery = nursery
+        self._server = server
         self.said = folder.with_name("said")
         shutil.copytree(reference.folder, folder)
         self.clear()
@@ -93,7 +110,7 @@ class Bench:
         """Start the stage; what it says goes into a file, by default the one for `words`."""
         log = said or self.said
         log.unlink(missing_ok=True)
-        return run(self._nursery, self.stage, self.folder, log, **how)
+        return run(self._server, self.stage, self.folder, log, **how)
 
     def finish(self) -> None:
         """Run the stage to its end, which has to be that of the reference."""
@@ -131,13 +148,13 @@ class Bench:
         return self.said.read_text() if self.said.exists() else ""
 
 
-def run(nursery: Nursery, stage: Stage, folder: Path, log: Path, **how: Any) -> Child:
+def run(server: Preloaded, stage: Stage, folder: Path, log: Path, **how: Any) -> Child:
     """Start a stage."""
     arguments = {"constants": CONSTANTS, **how}
-    return nursery.start(stage.module, stage.arguments, cwd=folder, log=log, **arguments)
+    return server.start(stage.module, stage.arguments, cwd=folder, log=log, **arguments)
 
 
-def make(nursery: Nursery, study: Path, folder: Path, more: Sequence[Stage]) -> Reference:
+def make(server: Preloaded, study: Path, folder: Path, more: Sequence[Stage]) -> Reference:
     """Run all that the workflow would, and some stages more, undisturbed."""
     stages, seconds, steps = {}, {}, {}
     log = folder.with_name("said")
@@ -149,7 +166,7 @@ def make(nursery: Nursery, study: Path, folder: Path, more: Sequence[Stage]) -> 
             subprocess.run(job.partition(" 2> ")[0], shell=True, cwd=folder, check=True)
             continue
         began = time.monotonic()
-        assert run(nursery, job, folder, log).wait() == 0, log.read_text()
+        assert run(server, job, folder, log).wait() == 0, log.read_text()
         seconds[job.name] = time.monotonic() - began
         steps[job.name] = log.with_name("said.steps").stat().st_size
         stages[job.name] = job
@@ -159,7 +176,7 @@ def make(nursery: Nursery, study: Path, folder: Path, more: Sequence[Stage]) -> 
 def planned(study: Path, folder: Path) -> list[Stage | str]:
     """What the workflow would run, in order: stages, and what it leaves to the shell."""
     flags = ("--dry-run", "--printshellcmds", "--", "all", *EXTRA)
-    done = test_workflow.snakemake(folder, study, *flags)
+    done = workflow.snakemake(folder, study, *flags)
     assert done.returncode == 0, done.stdout
     jobs: list[Stage | str] = []
     for text in re.split(r"^\[.*\]$", done.stdout, flags=re.M):
@@ -174,7 +191,7 @@ def planned(study: Path, folder: Path) -> list[Stage | str]:
         module, *arguments = words[words.index("-m") + 1 : words.index("2>&1")]
         # Files of this checkout, which are named from the folder of the run.
         arguments = [str((folder / a).resolve()) if a.startswith("../") else a for a in arguments]
-        outputs = tuple(sorted(test_workflow.named("output", text)))
+        outputs = tuple(sorted(workflow.named("output", text)))
         jobs.append(Stage(rule[1], module, tuple(arguments), outputs))
     return jobs
 

@@ -2,13 +2,10 @@
 
 import io
 import json
-import math
 import random
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +14,7 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
-from tests.embedding.test_store import ATTRIBUTES, FACETS, write
-from tests.evaluation.test_tasks import asked as asked_of
-from tests.test_embed import SETTINGS as EMBED
-from tests.test_evaluate import toy  # noqa: F401
-from tests.test_fewshot import toy as words  # noqa: F401
-from tests.test_train import DIM, _call_number, inputs, log_lines, settings, weights  # noqa: F401
 
-import test_fewshot
 from flame import download
 from flame.captioning.describe import raw_captions, read_objects
 from flame.captioning.parts import Row, description, write_chunk
@@ -36,24 +26,16 @@ from flame.data.shards import ImageError, ShardWriter
 from flame.embed import embed
 from flame.embedding import checkpoints, provenance, store
 from flame.embedding.llm import FrozenLLM
-from flame.evaluate import evaluate
 from flame.evaluation.tasks import zeroshot
 from flame.evaluation.vocabulary import Speaker
 from flame.report import results
 from flame.runtime.checksums import SUMS, read_json
 from flame.study.schema.benchmarks import Bootstrap
-from flame.study.settings import EvaluateSettings, Question
-from flame.towers.base import Tower
-from flame.towers.load import load
-from flame.train import train
 from flame.training.tokens import Tokens
-
-
-def flipped(data: bytes, place: int) -> bytes:
-    """The same but for one bit."""
-    changed = bytearray(data)
-    changed[place] ^= 1 << place % 8
-    return bytes(changed)
+from tests.broken import broken_forms, flipped, replaced
+from tests.embedding.test_store import ATTRIBUTES, FACETS, write
+from tests.evaluation.test_tasks import asked as asked_of
+from tests.test_embed import SETTINGS as EMBED
 
 
 @pytest.fixture(scope="module", params=["float16", "fp8", "int8"])
@@ -81,15 +63,6 @@ def outcome(path: Path) -> tuple[tuple | None, str]:
 
 def files(path: Path) -> list[Path]:
     return [file for file in sorted(path.rglob("*")) if file.is_file()]
-
-
-@contextmanager
-def replaced(path: Path, data: bytes | None) -> Iterator[None]:
-    """Other bytes in a file, or none at all, for a while."""
-    kept = path.read_bytes()
-    path.unlink() if data is None else path.write_bytes(data)
-    yield
-    path.write_bytes(kept)
 
 
 def test_no_bit_of_a_store_can_change_unseen(whole):
@@ -143,53 +116,6 @@ def test_a_store_of_before_there_were_checksums_is_refused(tmp_path, monkeypatch
 
 
 # --- weights ------------------------------------------------------------------------------------
-
-
-def broken_forms(path: Path) -> Iterator[bytes | None]:
-    """Contents that a disk may leave of a file: none, half, all but the end, all but one bit."""
-    data = path.read_bytes()
-    yield from (None, b"", data[: len(data) // 2], data[:-1], flipped(data, len(data) * 2 // 3))
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "run.json"])
-def test_a_broken_tower_is_named(toy, name):  # noqa: F811
-    file = toy["tower"] / name
-    for data in broken_forms(file):
-        with replaced(file, data), pytest.raises((ValueError, OSError)) as caught:
-            load(toy["tower"])
-        assert str(file) in str(caught.value), data
-    load(toy["tower"])
-
-
-OFTEN = settings(checkpoint_minutes=1e-9)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
-    """A training that is killed after its seventh checkpoint, which is given."""
-
-    def killed() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
-        with pytest.raises(KeyboardInterrupt):
-            train(**given, out=out, settings=OFTEN)
-    return out.with_name(f"{out.name}.partial") / "content" / "checkpoint.safetensors"
-
-
-def test_a_broken_checkpoint_is_named_and_what_helps_is_said(inputs, tmp_path, monkeypatch):  # noqa: F811
-    out = tmp_path / "run"
-    checkpoint = interrupt(monkeypatch, inputs, out)
-    for data in [d for d in broken_forms(checkpoint) if d is not None]:
-        with (
-            replaced(checkpoint, data),
-            pytest.raises(ValueError, match=f"{checkpoint} is broken: delete it to begin"),
-        ):
-            train(**inputs, out=out, settings=OFTEN)
-    checkpoint.unlink()
-    train(**inputs, out=out, settings=OFTEN)
-    train(**inputs, out=tmp_path / "whole", settings=OFTEN)
-    assert weights(out) == weights(tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -378,18 +304,6 @@ def test_an_image_that_breaks_later_is_named_among_thousands(tmp_path):
     reader.load([*range(1200, 1234), *range(1235, 1300)], 8)
 
 
-def test_images_of_one_colour_are_trained_on(inputs, tmp_path):  # noqa: F811
-    """Features that are all the same have losses and gradients that are finite."""
-    images = tmp_path / "dots"
-    shutil.copytree(inputs["images"], images)
-    writer = ShardWriter(images, 10)
-    for i in range(24):
-        writer.add(Sample(f"dot-{i}", encoded(Image.new("RGB", (16, 16), "red"), "PNG"), {}))
-    writer.close()
-    train(images, tmp_path / "run", settings(epochs=2), inputs["stores"])
-    assert all(math.isfinite(line["loss"]) for line in log_lines(tmp_path / "run"))
-
-
 # --- captions -----------------------------------------------------------------------------------
 
 LATIN = "Un café".encode("latin-1")
@@ -482,41 +396,7 @@ def test_kinds_of_two_llms_are_not_trained_on_together(tmp_path):
         provenance.describe(stores, {"raw": FACETS, "long": FACETS})
 
 
-def test_evaluate_refuses_a_store_of_another_llm_of_the_same_width(inputs, tmp_path):  # noqa: F811
-    train(**inputs, out=tmp_path / "run", settings=settings(epochs=2))
-    other = tmp_path / "raw.zarr"
-    attributes = {"kind": "raw", "facets": {"scene": " a"}, "part": 0, "parts": 1, "llm": "other"}
-    store.create(other, attributes)
-    writer = store.Writer(other, "dots", keys=["dot-0"], facets=["scene"], dim=DIM)
-    writer.write(range(1), np.ones((1, 1, DIM)))
-    asked = {"benchmark": "Dots", "task": "retrieval", "dataset": "dots", "captions": "raw"}
-    question = Question.model_validate(asked | {"facets": ["scene"], "center": "raw"})
-    wanted = EvaluateSettings(run="r", questions=(question,), bootstrap=Bootstrap(), version=1)
-    out = tmp_path / "m.json", tmp_path / "m.parquet"
-    with pytest.raises(ValueError, match=r"'Dots': .* with llm null, those .* have .other"):
-        evaluate(tmp_path / "run", [inputs["images"]], *out, wanted, (other,))
-    assert not out[0].exists()
-
-
-def test_another_llm_than_that_of_the_captions_does_not_speak(words, tmp_path):  # noqa: F811
-    other = tmp_path / "raw.zarr"
-    facets = {"kind": "raw", "facets": {"scene": ""}, "part": 0, "parts": 1}
-    store.create(other, facets | {"llm": "small", "checkpoint": "a" * 64})
-    writer = store.Writer(other, "pairs", keys=["a"], facets=["scene"], dim=64)
-    writer.write(range(1), np.ones((1, 1, 64)))
-    with pytest.raises(ValueError, match=f"{words['llm']} is not the LLM 'small' that embedded"):
-        test_fewshot.run(words | {"raw.zarr": other}, tmp_path / "out", test_fewshot.settings())
-
-
 # --- numbers and labels at their ends -----------------------------------------------------------
-
-
-def test_tau_at_its_clamp_stays_there_and_training_goes_on(inputs, tmp_path):  # noqa: F811
-    """A range of 1/tau so small that every step would leave it, by one end or the other."""
-    train(**inputs, out=tmp_path / "run", settings=settings(lr=2e-2, tau=1.0, max_scale=1.0001))
-    lines = log_lines(tmp_path / "run")
-    assert {round(line["tau"], 5) for line in lines} <= {1.0, 0.9999}
-    assert len({line["loss"] for line in lines}) == len(lines) == 12
 
 
 def test_a_class_without_images_is_a_wrong_answer_and_no_error():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stages import Bench, content, orphans
+from tests.faults.stages import Bench, content, orphans
 
 STAGES = [
     "download_dataset",

@@ -17,8 +17,8 @@ from random import Random
 
 import pytest
 
-import test_workflow
-from stages import EXTRA, Bench, content, orphans
+from tests.faults.stages import EXTRA, Bench, content, orphans
+from tests.workflow import ROOT, command, snakemake
 
 STAGES = [
     "download_dataset",
@@ -130,7 +130,7 @@ def test_a_second_snakemake_is_told_that_the_folder_is_locked(study, tmp_path):
     aside = tmp_path / f"run/{target}.partial"
     wait_until(lambda: aside.exists() or first.poll() is not None)
     os.killpg(first.pid, signal.SIGSTOP)  # it goes on once the second one was there
-    second = test_workflow.snakemake(tmp_path / "run", study, "--cores", "1", "--", target)
+    second = snakemake(tmp_path / "run", study, "--cores", "1", "--", target)
     os.killpg(first.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert "Directory cannot be locked" in second.stdout
@@ -174,7 +174,7 @@ def test_a_study_that_is_killed_over_and_over_ends_in_the_same_bytes(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         tally.add("snakemake", "by clock" if killed else "was done")
-        assert test_workflow.snakemake(folder, study, "--unlock").returncode == 0
+        assert snakemake(folder, study, "--unlock").returncode == 0
     assert workflow(folder, study, "all", *EXTRA).wait() == 0
     assert not [*orphans(folder)]
     assert content(folder) == content(undisturbed)
@@ -185,8 +185,8 @@ def workflow(folder: Path, study: Path, *targets: str) -> subprocess.Popen[bytes
     folder.mkdir(exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            test_workflow.command(folder, study, "--cores", "2", "--", *targets),
-            cwd=test_workflow.ROOT,
+            command(folder, study, "--cores", "2", "--", *targets),
+            cwd=ROOT,
             stdout=log,
             stderr=log,
             start_new_session=True,

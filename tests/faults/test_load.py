@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_workflow import snakemake
+
+from tests.workflow import snakemake
 
 ROOT = Path(__file__).parents[2]
 ROWS, DIM = 1_000_000, 128
@@ -113,7 +114,8 @@ def test_a_million_rows_are_joined_and_drawn_from_in_flat_memory(written, folder
 def test_a_plan_of_the_papers_size_takes_seconds(tmp_path, record_property):
     """In time of the processor, as a machine may have other things to do."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = snakemake(tmp_path, ROOT / "config/paper.yaml", "--quiet", "rules", "--dry-run")
+    flags = ("--quiet", "rules", "--dry-run")
+    done = snakemake(tmp_path, ROOT / "config/paper.yaml", *flags, fresh=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stdout
     jobs = int(re.search(r"^total +(\d+)$", done.stdout, re.M)[1])

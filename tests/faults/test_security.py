@@ -23,7 +23,7 @@ from flame.data.shards import ShardWriter
 from flame.study.load import StudyError, load_file
 from flame.study.schema.data import Captioner, VllmCaptioner
 from flame.study.schema.llms import PackageCheckpoint
-from loopback import Loopback, Reply, Request
+from tests.loopback import Loopback, Reply, Request
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src/flame").rglob("*.py"))

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 import yaml
 
-from answers import counted, write
 from flame.report import check_table
 from flame.study import include
 from flame.study.load import StudyError, load, load_file
@@ -16,6 +15,7 @@ from flame.study.schema.runs import PretrainedRun
 from flame.study.schema.tables import Table
 from flame.study.settings import TableSettings
 from flame.table import fill_table
+from tests.answers import counted, write
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = """\

@@ -6,11 +6,11 @@ import re
 import polars as pl
 import pytest
 
-from answers import counted, write
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure
 from flame.study.settings import ClaimsSettings
 from flame.table import judge_claims
+from tests.answers import counted, write
 
 LONG = Measure(benchmark="S4V", metric="i2t_r@1")
 RATES = {"good": 80, "bad": 20, "equal": 20}

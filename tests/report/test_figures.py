@@ -14,7 +14,6 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from transformers import AutoTokenizer
 
-from answers import counted, write
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import checkpoints, store
@@ -25,6 +24,7 @@ from flame.report import captions, figures
 from flame.report.figures import examples, mask, overhead
 from flame.study.schema.figures import kinds, module
 from flame.study.settings import FigureSettings
+from tests.answers import counted, write
 
 # run -> benchmark -> metric -> hits of so many queries
 MEASURED = {

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.test_workflow import snakemake
 
 from flame.report.plan import Assumptions, Plan
 from flame.study.load import load_file
 from flame.study.study import Study
+from tests.workflow import snakemake
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config/paper.yaml"

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 import torch
 
-from answers import counted, write
 from flame.evaluation.bootstrap import interval
 from flame.evaluation.records import query_frame, record
 from flame.evaluation.tasks import Answer, Hits
@@ -15,6 +14,7 @@ from flame.report import results
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Measure
 from flame.study.settings import Question
+from tests.answers import counted, write
 
 BOOTSTRAP = Bootstrap(resamples=2000, seed=0)
 R1, T1 = Measure(benchmark="COCO", metric="r@1"), Measure(benchmark="food", metric="top1")

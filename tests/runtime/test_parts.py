@@ -15,7 +15,6 @@ import polars as pl
 import pytest
 from PIL import Image
 
-import forks
 from flame import caption
 from flame import embed as stage
 from flame.captioning.engines import Reply
@@ -27,6 +26,7 @@ from flame.runtime import command
 from flame.runtime.parts import rows_of
 from flame.study.schema.data import TransformersCaptioner
 from flame.study.settings import CaptionSettings, CaptionsSettings, EmbedSettings
+from tests import forks
 
 IMAGES = 11
 SETTINGS = EmbedSettings(

@@ -26,8 +26,9 @@ import polars as pl
 import pytest
 import yaml
 from filelock import SoftFileLease
-from tests.test_workflow import ROOT, TINY, changed, content
-from tests.test_workflow import snakemake as snakemake_here
+
+from tests.workflow import ROOT, TINY, changed, content
+from tests.workflow import snakemake as snakemake_here
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 PATIENCE = 900  # seconds for anything to happen, on a machine that may be busy

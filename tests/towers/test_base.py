@@ -1,10 +1,10 @@
 """What all towers share: the backbone, the temperature, the bias."""
 
 import pytest
-from tests.towers.test_flame import CNN, recipe
 
 from flame.study.schema.runs import Backbone
 from flame.towers.flame import FlameTower
+from tests.towers.test_flame import CNN, recipe
 
 
 def test_unknown_argument_of_a_backbone_is_refused():

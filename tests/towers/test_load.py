@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.towers.test_clip import SIZE, TEXTS, clip_settings
-from tests.towers.test_flame import CNN, recipe
-from tests.towers.test_long_clip import long_settings
 
 from flame.study.settings import FlameTraining
 from flame.towers.flame import FlameTower
 from flame.towers.load import create, load, save
+from tests.towers.test_clip import SIZE, TEXTS, clip_settings
+from tests.towers.test_flame import CNN, recipe
+from tests.towers.test_long_clip import long_settings
 
 
 def test_loaded_tower_equals_the_saved_one(tmp_path):

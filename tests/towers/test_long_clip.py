@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+
+from flame.study.settings import LongClipTraining
+from flame.towers.long_clip import LongClipTower, stretched
+from flame.training.loss import step_loss
+from flame.training.optim import adamw
+from flame.training.tokens import FACET
 from tests.towers.test_clip import (
     SIZE,
     TEXT_TOWER,
@@ -11,12 +17,6 @@ from tests.towers.test_clip import (
     recipe,
     shared,
 )
-
-from flame.study.settings import LongClipTraining
-from flame.towers.long_clip import LongClipTower, stretched
-from flame.training.loss import step_loss
-from flame.training.optim import adamw
-from flame.training.tokens import FACET
 
 STRETCHED, KEPT = 30, 4
 FACETS = [("long", FACET), ("short", FACET)]

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 from open_clip.loss import ClipLoss
-from tests.towers.test_clip import SIZE, TEXTS, clip_settings, clip_tower
-from tests.towers.test_flame import CNN
-from tests.towers.test_long_clip import FACETS, long_clip_tower
 from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn import functional
@@ -32,6 +29,9 @@ from flame.training.loss import (
     step_loss,
 )
 from flame.training.tokens import FACET
+from tests.towers.test_clip import SIZE, TEXTS, clip_settings, clip_tower
+from tests.towers.test_flame import CNN
+from tests.towers.test_long_clip import FACETS, long_clip_tower
 
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-3.0)
 CASES = list(product(LOSSES, ("facets", "kinds"), (False, True)))  # True: texts are trained too

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-import forks
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import store
@@ -27,6 +26,7 @@ from flame.runtime.resumable import resumable
 from flame.study.schema.runs import Recipe
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining
 from flame.train import train
+from tests import forks
 
 FACETS = {"scene": " a", "object": " b"}
 # Of 33 images two have no long caption; 31 make five batches of 6 and leave one over.

@@ -1,11 +1,12 @@
-"""Programs of the package without the seconds that torch takes to be imported, and with faults.
+"""Programs forked from a process that has imported their modules, and with faults on request.
 
-A process imports everything once, and every program that is asked for is forked from it. From there
-on it is `python -m flame.<stage>`: the same code, arguments, streams, signals and end. What differs
-can only be asked for: smaller constants, a signal at the n-th step on disk, a limit to files.
+Importing torch takes seconds; the tests start hundreds of programs. One process imports everything,
+and every program is forked from it. After the fork it is `python -m <module>`: the same code,
+arguments, streams, signals and exit status. Only on request does it differ: smaller constants, a
+signal before the n-th change on disk, a limit to the size of files.
 
-    with Nursery() as nursery:
-        child = nursery.start("flame.embed", ["--llm", ...], cwd=folder, log=folder / "log")
+    with Preloaded(["flame.embed"]) as server:
+        child = server.start("flame.embed", ["--llm", ...], cwd=folder, log=folder / "log")
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
 """
@@ -26,60 +27,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAGES = ["caption", "download", "embed", "evaluate"]
-STAGES += ["export", "fewshot", "figure", "table", "train"]
-# What stages import while they run.
-LATE = ["transformers.models.llama.modeling_llama", "transformers.modeling_utils", "timm", "tyro"]
-LATE += [
-    "flame.embedding.checkpoints",
-    "flame.towers.long_clip",
-    "flame.training.tokens",
-    "flame.data.datasets.scenes",
-    "flame.evaluation.tasks.retrieval",
-]
-LATE += ["matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"]
 CHANGES_DISK = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 @dataclass
 class Child:
-    """A program that was started; `wait` is to be called once."""
+    """A program that was started; `wait` may be called once."""
 
     pid: int
-    nursery: "Nursery"
+    server: "Preloaded"
 
     def wait(self) -> int:
-        """Exit status, or minus the signal that ended it."""
-        return self.nursery.ask(do="wait", pid=self.pid)
+        """Exit status, or minus the number of the signal that ended it."""
+        return self.server.ask(do="wait", pid=self.pid)
 
     def kill(self, sent: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal, then wait: until then the process cannot have become another one."""
+        """Send a signal and wait; until `wait`, the process id cannot be reused."""
         os.kill(self.pid, sent)
         return self.wait()
 
 
-class Nursery:
-    """The process that programs are forked from."""
+class Preloaded:
+    """The process that programs are forked from.
 
-    def __init__(self, environment: Mapping[str, str] = {}) -> None:
+    Args:
+        modules: to import at its start.
+        environment: variables that its programs see besides those of this process.
+    """
+
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str] = {}) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
         )
 
-    def __enter__(self) -> "Nursery":
+    def __enter__(self) -> "Preloaded":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, which reads until its input ends."""
         self._process.stdin.close()
         self._process.wait()
 
     def ask(self, **message: Any) -> int:
+        """Send a request; its answer is a process id or an exit status."""
         self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -186,7 +185,8 @@ def _become(message: Mapping[str, Any]) -> None:
 
 def _run(module: str) -> int:
     """Run a module to the end as `python -m` does, and give the status that it would end with."""
-    sys.modules.pop(module)  # it runs as __main__
+    if not hasattr(sys.modules.get(module), "__path__"):
+        sys.modules.pop(module, None)  # it runs as __main__
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -210,10 +210,10 @@ def _leave(status: int) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # this folder, which `python -m` would not have
-    for name in (*LATE, *(f"flame.{stage}" for stage in STAGES)):
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # else a child would copy every page in which an object is looked at
+    gc.freeze()  # else a child would copy every page with an object that is looked at
     asked = _serve()
     if asked is None:
         os._exit(0)
