@@ -1,10 +1,10 @@
-"""The command line of clip_benchmark with one more type of model, `flame`.
+"""The command line of clip_benchmark with an additional model type, `flame`.
 
     python -m flame.clip_benchmark eval --model_type flame --pretrained results/export/flame-7
         --model class --no_amp ...
 
-`--pretrained` is an export or a model of the hub, `--model` the kind of the texts, which decides
-the prompt: `class` or `short`, `long`. All else is clip_benchmark's own.
+`--pretrained` is an export or a model on the hub, `--model` the kind of the texts, which selects
+the prompt: `class`, `short` or `long`. All other options are clip_benchmark's own.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,19 @@ from clip_benchmark.metrics import zeroshot_classification
 from torch import Tensor, nn
 
 from flame.evaluation.encoder import Flame, load
+from flame.runtime.errors import known
 
 
 class Words(list[str]):
-    """Texts in the place of tokens: the LLM's own tokenizer reads them together with the prompt."""
+    """Texts in place of tokens: the LLM's tokenizer needs them together with the prompt."""
 
     def to(self, device: Any) -> "Words":
-        """Themselves, on any device."""
+        """The same texts, for any device."""
         return self
 
 
 class Adapter(nn.Module):
-    """What clip_benchmark asks of a model."""
+    """A model with the methods that clip_benchmark calls."""
 
     def __init__(self, flame: Flame, kind: str) -> None:
         super().__init__()
@@ -45,18 +46,18 @@ class Adapter(nn.Module):
 def load_flame(
     model_name: str, pretrained: str, cache_dir: str | None, device: str | torch.device
 ) -> tuple[Adapter, Any, Any]:
-    """Model, transform and tokenizer, as clip_benchmark wants them."""
+    """Model, transform and tokenizer, as clip_benchmark expects them."""
     flame = load(pretrained, device=str(device))
     if model_name not in flame.settings.kinds:
-        raise ValueError(f"--model {model_name!r}: known are {', '.join(flame.settings.kinds)}")
+        raise ValueError(f"unknown --model {known(model_name, flame.settings.kinds)}")
     return Adapter(flame, model_name), flame.preprocess, Words
 
 
 def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
-    """Share of images (N, C) whose class (N,) is among the k highest, for each k.
+    """Share of images (N, C) whose class (N,) is among the top k, for each k.
 
-    In the place of clip_benchmark 1.6.2's own, which makes a float of an array with one value in
-    it: NumPy 2.4 refuses that.
+    Replaces the function of clip_benchmark 1.6.2, which converts an array of one element to float:
+    NumPy 2.4 refuses that.
     """
     hits = output.topk(max(topk), dim=1).indices == target[:, None]
     return [hits[:, :k].any(dim=1).float().mean().item() for k in topk]

@@ -238,7 +238,7 @@ def test_a_request_that_is_refused_is_not_sent_again(server, code):
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_a_server_that_refuses_everybody_ends_the_job(server, code):
     url = server.route(PATH, echo, faults=[status(code)])
-    with pytest.raises(ValueError, match=f"{url} refuses, HTTP {code}: status {code}"):
+    with pytest.raises(ValueError, match=f"{url} refuses requests: HTTP {code}: status {code}"):
         engine_of(server, concurrency=1).describe([request() for _ in range(3)])
 
 
@@ -485,7 +485,7 @@ def test_vllm_says_how_each_caption_ended(vllm):
     assert offline().describe([request(), request(), request()]) == [
         engines.Reply("reply 0", "stop"),
         engines.Reply("reply 1", "length"),
-        engines.Reply("vLLM ended with 'abort'", "error"),
+        engines.Reply("vLLM finished with 'abort'", "error"),
     ]
 
 
@@ -518,5 +518,5 @@ def test_code_of_a_revision_that_moves_is_not_run(monkeypatch, revision):
 @pytest.mark.parametrize("name", engines.IDENTITY)
 def test_options_do_not_say_whose_model_is_run(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ValueError, match=f"options: '{name}' is said by keys of the captioner"):
+    with pytest.raises(ValueError, match=f"options: '{name}' is set by the captioner's own keys"):
         offline(options={name: "another"})

@@ -229,9 +229,9 @@ def test_compose_counts_what_does_not_join():
 def test_compose_refuses_what_it_cannot_ask():
     eye = torch.eye(2)
     cases = [
-        ((["p-0", "q"], ["p-0", "q"]), "image key 'q' names no group; known are keys like"),
-        ((["p-0", "p-1"], ["p-0", "p-0"]), "image 'p-0' has 2 true captions, and not one"),
-        ((["p-0", "p-1"], ["x", "y"]), "no image of 'd' can be asked about: .*'x', 'y'"),
+        ((["p-0", "q"], ["p-0", "q"]), "image key 'q' names no group; keys must look like"),
+        ((["p-0", "p-1"], ["p-0", "p-0"]), "image 'p-0' has 2 true captions, expected one"),
+        ((["p-0", "p-1"], ["x", "y"]), "no image of 'd' has the captions it needs: .*'x', 'y'"),
     ]
     for (keys, captions), said in cases:
         with pytest.raises(ValueError, match=said):

@@ -216,7 +216,7 @@ def test_a_text_that_would_end_a_script_of_the_report_is_refused(tmp_path, text)
 @pytest.mark.parametrize("url", ["http://me:secret@host/v1", "https://host/v1?api_key=secret"])
 def test_a_url_with_a_secret_in_it_is_refused(url):
     values = {"engine": "server", "url": url, "model": "m", "prompts": {}, "max_tokens": {}}
-    with pytest.raises(ValidationError, match="environment variable that has the token"):
+    with pytest.raises(ValidationError, match="environment variable that holds the token"):
         TypeAdapter(Captioner).validate_python(values)
 
 
@@ -258,7 +258,8 @@ ANSWERED: list[Request] = []
 OWN = ({"part": 0, "parts": 1}, {"max_skipped": 0})  # settings of `write` and of `join` alone
 JOBS = """
 import json, sys
-from flame import caption, command, download
+from flame import caption, download
+from flame.runtime import command
 jobs = {"download": {"llm": download.llm, "dataset": download.dataset},
         "caption": {"write": caption.write, "join": caption.join}}
 for name, *arguments in json.loads(sys.argv[1]):
@@ -321,7 +322,7 @@ def test_tokens_are_sent_and_never_said_or_written(images, tmp_path):
     assert sent >= {SECRET, OTHER}, said
     assert (out / "open/model.safetensors").exists(), said
     assert "'owner/shut' is gated" in said
-    assert "refuses, HTTP 401" in said
+    assert "refuses requests: HTTP 401" in said
     assert (out / "dots/captions.parquet").exists(), said
     for secret in (SECRET, OTHER):
         assert secret not in said

@@ -1,8 +1,7 @@
-"""Images and prompts -> captions, by a multimodal LLM in one of three engines.
+"""Images and prompts -> captions by a multimodal LLM, in one of three engines.
 
-All engines answer the same `Request`s, in order, with one `Reply` each; which of them it is, is a
-line of the study. An engine's package is imported when it is made, so each runs in an environment
-without those of the others.
+The study names the engine. All of them answer the same `Request`s, in order, with one `Reply` each.
+The package of an engine is imported when the engine is created, so none needs those of the others.
 """
 
 import base64
@@ -30,18 +29,18 @@ from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCapti
 
 log = logging.getLogger(__name__)
 
-# Packages that decide what an engine answers.
+# Packages whose versions affect the captions of an engine.
 PACKAGES = {
     "vllm": ("vllm", "transformers", "torch"),
     "server": ("requests",),
     "transformers": ("transformers", "torch"),
 }
-# Arguments of vllm.LLM that say whose weights and code are run.
+# Arguments of vllm.LLM that determine which weights and code are run.
 IDENTITY = ("model", "revision", "tokenizer_revision", "code_revision", "trust_remote_code")
-PAUSE = 1.0  # seconds before a request is sent anew; twice as many each time
-LONGEST_PAUSE = 300.0  # seconds, whatever a server asks for
-OF_ONE_REQUEST = (400, 413, 422)  # HTTP statuses by which a server refuses a request, not a client
-FOR_NOW = (408, 425, 429)  # those, beside all from 500 on, that may go away
+PAUSE = 1.0  # seconds before the first retry; doubled for each further one
+LONGEST_PAUSE = 300.0  # seconds, even if a server asks for more
+OF_ONE_REQUEST = (400, 413, 422)  # HTTP statuses that reject a single request, not the client
+FOR_NOW = (408, 425, 429)  # temporary HTTP statuses, besides all from 500 on
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +49,10 @@ class Request:
 
     Args:
         image: upright RGB.
-        prompt: what the model is asked.
-        sampling: how it draws its words.
+        prompt: question to the model.
+        sampling: sampling parameters.
         max_tokens: tokens after which the caption is cut.
-        seed: of the draws.
+        seed: of the sampling.
     """
 
     image: Image.Image
@@ -65,11 +64,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A caption as the model gave it.
+    """A caption as generated.
 
     Args:
-        text: the caption; for an error, what went wrong.
-        finish: it ended by itself, was cut at `max_tokens`, or there is none.
+        text: the caption; for an error, the error message.
+        finish: `stop` if the model ended it, `length` if it was cut at `max_tokens`.
     """
 
     text: str
@@ -77,13 +76,13 @@ class Reply:
 
 
 class Engine(Protocol):
-    """A multimodal LLM that is ready to describe images."""
+    """A multimodal LLM, loaded and ready."""
 
     def describe(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply a request, in order; requests about one image stand side by side.
+        """One reply per request, in order; requests about one image should be adjacent.
 
         Raises:
-            ValueError: no request can be answered, and why.
+            ValueError: the engine cannot answer any request.
         """
         ...
 
@@ -91,10 +90,10 @@ class Engine(Protocol):
 def create(
     captioner: VllmCaptioner | ServerCaptioner | TransformersCaptioner,
 ) -> Engine:
-    """The engine of a captioner, with its model loaded.
+    """Engine of a captioner, with its model loaded.
 
     Raises:
-        ValueError: what the captioner names is not there, or not to be trusted.
+        ValueError: a missing token, an unpinned revision of remote code, or a bad option.
     """
     match captioner:
         case VllmCaptioner():
@@ -106,16 +105,16 @@ def create(
 
 
 def versions(engine: str) -> dict[str, str]:
-    """Versions of the packages that decide what an engine answers."""
+    """Versions of the packages that affect the captions of an engine."""
     return {name: version(name) for name in PACKAGES[engine]}
 
 
 def _one_by_one(
     answer: Callable[[Sequence[Request]], list[Reply]], requests: Sequence[Request]
 ) -> list[Reply]:
-    """Replies to requests that are sent together, and each alone if they are refused together.
+    """Replies to a batch of requests, sent one by one if the batch as a whole is refused.
 
-    So an image that a model's preprocessing cannot take costs no other image its caption.
+    An image that the preprocessing of a model rejects then costs no other image its caption.
     """
     try:
         return answer(requests)
@@ -133,11 +132,11 @@ class _Vllm:
         if captioner.trust_remote_code and not pinned:
             raise ValueError(
                 f"trust_remote_code runs code of {captioner.id!r}: its revision must be a commit "
-                f"(40 hexadecimal digits), not {captioner.revision!r}, which its owner can move"
+                f"(40 hexadecimal digits), not {captioner.revision!r}, which can change"
             )
         for name in captioner.options:
             if name in IDENTITY:
-                raise ValueError(f"options: {name!r} is said by keys of the captioner itself")
+                raise ValueError(f"options: {name!r} is set by the captioner's own keys")
         from vllm import LLM
 
         revisions = ("revision", "tokenizer_revision", "code_revision")
@@ -147,7 +146,7 @@ class _Vllm:
                 **dict.fromkeys(revisions, captioner.revision),
                 "trust_remote_code": captioner.trust_remote_code,
                 "limit_mm_per_prompt": {"image": 1},
-                # Image first, question after it: both prompts of an image share its tokens.
+                # The image comes before the question, so both prompts share its tokens.
                 "enable_prefix_caching": True,
                 **captioner.options,
             }
@@ -176,7 +175,7 @@ class _Vllm:
         return [
             Reply(a.text, a.finish_reason)
             if a.finish_reason in ("stop", "length")
-            else Reply(f"vLLM ended with {a.finish_reason!r}", "error")
+            else Reply(f"vLLM finished with {a.finish_reason!r}", "error")
             for a in answers
         ]
 
@@ -204,7 +203,7 @@ class _Vllm:
 
 
 class _Transformers:
-    """A model that transformers knows, in batches, padded on the left."""
+    """A model in transformers, in left-padded batches."""
 
     def __init__(self, captioner: TransformersCaptioner) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -220,16 +219,16 @@ class _Transformers:
         ).eval()
         self._model.to(device_of())
         own = self._model.generation_config
-        # The study says how words are drawn, not the checkpoint.
+        # Sampling is set by the study, not by the checkpoint.
         own.temperature = own.top_p = own.top_k = own.min_p = own.max_length = None
         ends = own.eos_token_id if own.eos_token_id is not None else self._tokenizer.eos_token_id
         if ends is None:
-            raise ValueError(f"{source!r} names no token that ends a text (eos_token_id)")
+            raise ValueError(f"{source!r} has no end-of-text token (eos_token_id)")
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._batch_size = captioner.batch_size
 
     def describe(self, requests: Sequence[Request]) -> list[Reply]:
-        # One batch has one sampling and one length.
+        # `generate` takes one set of sampling parameters and one length per batch.
         groups = defaultdict(list)
         for place, request in enumerate(requests):
             groups[request.sampling, request.max_tokens].append(place)
@@ -254,7 +253,7 @@ class _Transformers:
         ).to(self._model.device, dtype=self._model.dtype)
         tokens = self._model.generate(
             **inputs,
-            do_sample=False,  # the draws are the last of the processors
+            do_sample=False,  # the last logits processor samples
             num_beams=1,
             max_new_tokens=requests[0].max_tokens,
             repetition_penalty=requests[0].sampling.repetition_penalty,
@@ -267,23 +266,23 @@ class _Transformers:
 
     def _reply(self, tokens: list[int]) -> Reply:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        # Special tokens stay, to be seen: a caption holds none.
+        # Special tokens are kept so that they are detected: a good caption has none.
         text = self._tokenizer.decode(tokens[:end], skip_special_tokens=False)
         return Reply(text, "length" if end is None else "stop")
 
 
 class _Draws:
-    """Gumbel noise on the logits of every row, so that the highest is a draw from their softmax.
+    """Gumbel noise on the logits of every row, so that the argmax is a sample of their softmax.
 
-    Every row has a generator of its own: what is drawn for an image depends on no other image of
-    its batch, as it would if `generate` drew.
+    Every row has its own generator: unlike with sampling by `generate`, the caption of an image
+    does not depend on the other images of its batch.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Noisy logits, (B, V), of logits (B, V)."""
+        """Logits (B, V) plus noise."""
         size = scores.shape[-1]
         uniform = torch.stack([torch.rand(size, generator=g) for g in self._generators])
         exponential = -uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()
@@ -291,7 +290,7 @@ class _Draws:
 
 
 def _processors(requests: Sequence[Request]) -> Any:
-    """What comes between logits and the choice of the highest; all requests sample alike."""
+    """Processors between logits and argmax, for requests with the same sampling parameters."""
     from transformers.generation import (
         LogitsProcessorList,
         TemperatureLogitsWarper,
@@ -312,12 +311,12 @@ def _processors(requests: Sequence[Request]) -> Any:
 
 
 def _chat(request: Request, image: dict[str, Any]) -> list[dict[str, Any]]:
-    """A conversation that shows the image and then asks."""
+    """A conversation of one turn: the image, then the question."""
     return [{"role": "user", "content": [image, {"type": "text", "text": request.prompt}]}]
 
 
 class _Server:
-    """Any server that speaks OpenAI's chat completions."""
+    """Any server with OpenAI's chat completions API."""
 
     def __init__(self, captioner: ServerCaptioner) -> None:
         import requests
@@ -342,10 +341,10 @@ class _Server:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, request: Request) -> Reply:
-        """The server's answer, with as many attempts as the study allows."""
+        """The server's reply, with as many attempts as the study allows."""
         import requests
 
-        body, problem = self._body(request), "never asked"
+        body, problem = self._body(request), "not sent"
         for attempt in range(self._captioner.attempts):
             pause = PAUSE * 2**attempt
             try:
@@ -362,7 +361,7 @@ class _Server:
                 if status in OF_ONE_REQUEST:
                     break
                 if status < 500 and status not in FOR_NOW:
-                    raise ValueError(f"{self._url} refuses, {problem}")
+                    raise ValueError(f"{self._url} refuses requests: {problem}")
                 pause = _retry_after(response.headers, pause)
             last = attempt + 1 == self._captioner.attempts
             if last or self._ended.wait(min(pause, LONGEST_PAUSE)):
@@ -371,7 +370,7 @@ class _Server:
 
     def _body(self, request: Request) -> dict[str, Any]:
         png = io.BytesIO()
-        # Lossless, so that every engine is shown the same pixels; the level is for speed.
+        # Lossless, so that every engine sees the same pixels; the level is for speed.
         request.image.save(png, "PNG", compress_level=1)
         url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
         sampling = request.sampling
@@ -383,7 +382,7 @@ class _Server:
             "top_p": sampling.top_p,
             "seed": request.seed,
         }
-        # These two are no part of OpenAI's own interface, which refuses what it does not know.
+        # These two are extensions of OpenAI's API; a server without them rejects unknown keys.
         if sampling.top_k is not None:
             body["top_k"] = sampling.top_k
         if sampling.repetition_penalty != 1:
@@ -391,14 +390,14 @@ class _Server:
         return body
 
     def _authorize(self, prepared: Any) -> Any:
-        """Set the header last: else requests would put a login of ~/.netrc in its place."""
+        """Set the header last, because requests would replace it by a login from ~/.netrc."""
         if self._token:
             prepared.headers["Authorization"] = f"Bearer {self._token}"
         return prepared
 
     def _words(self, text: str) -> str:
-        """What the server said, short, and without the token should it have said that too."""
-        # Cut last: a part of the token is not found.
+        """Words of the server, shortened, and without the token in case they quote it."""
+        # Shortened last: replacing would miss a token that was cut.
         return (text.replace(self._token, "***") if self._token else text).strip()[:500]
 
     @staticmethod
@@ -408,39 +407,39 @@ class _Server:
         token = os.environ.get(captioner.token, "").strip()
         if not token:
             raise ValueError(
-                f"environment variable {captioner.token!r} is not set; the study says that the "
-                f"token of {captioner.url} is in it"
+                f"environment variable {captioner.token!r} is not set; the study expects the token "
+                f"of {captioner.url} in it"
             )
-        if not re.fullmatch("[!-~]+", token):  # else the error of http.client would quote it
+        if not re.fullmatch("[!-~]+", token):  # an error of http.client would quote it
             raise ValueError(
-                f"environment variable {captioner.token!r} holds what is no token: a space, a new "
-                "line or a letter beyond ASCII is in it"
+                f"environment variable {captioner.token!r} does not hold a token: it contains a "
+                "space, a line feed or a non-ASCII character"
             )
         return token
 
 
 class _NoReplyError(ValueError):
-    """An answer of status 200 that is no caption."""
+    """A response of status 200 without a caption."""
 
 
 def _read_reply(answer: Any) -> Reply:
-    """The caption in the JSON of a chat completion."""
+    """Caption in the JSON of a chat completion."""
     try:
         choice = answer["choices"][0]
         text, finish = choice["message"]["content"], choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _NoReplyError(f"no chat completion: {json.dumps(answer)}") from error
+        raise _NoReplyError(f"not a chat completion: {json.dumps(answer)}") from error
     if finish == "content_filter":
-        return Reply("the server's content filter", "error")
-    if text is None:  # a refusal, or thoughts alone: the same question has the same answer
-        return Reply(f"the server wrote no text and ended with {finish!r}", "error")
+        return Reply("blocked by the server's content filter", "error")
+    if text is None:  # a refusal, or only reasoning: asking again would give the same
+        return Reply(f"the server wrote no text and finished with {finish!r}", "error")
     if not isinstance(text, str):
-        raise _NoReplyError(f"a caption that is no text: {json.dumps(text)}")
+        raise _NoReplyError(f"the caption is not text: {json.dumps(text)}")
     return Reply(text, "length" if finish == "length" else "stop")
 
 
 def _retry_after(headers: Mapping[str, str], otherwise: float) -> float:
-    """Seconds that a server asks to wait, as a number or as a date."""
+    """Seconds to wait by the Retry-After header, which is a number or a date."""
     value = headers.get("Retry-After", "").strip()
     try:
         if value.isdigit():

@@ -1,1 +1,1 @@
-"""A tower -> the answer to every query of a benchmark."""
+"""A tower -> hit or miss for every query of a benchmark."""

@@ -1,4 +1,9 @@
-"""95 % intervals of means by resampling queries."""
+"""95 % bootstrap intervals of means over queries.
+
+`scipy.stats.bootstrap` draws an index per query and resample. Timed in turn in one process, it
+takes 13 times as long for a rate of 500 queries and 445 times for one of 50,000, and its draws
+would change printed numbers; it serves as the reference in the tests.
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +14,7 @@ LEVEL = 0.95
 
 
 def rate(hits: int, queries: int, *, resamples: int, seed: int) -> dict[str, float]:
-    """What the JSON of a stage says of one metric: value and 95 % interval in percent, counts."""
+    """One metric as in the results JSON: value and 95 % interval in percent, and counts."""
     low, high = interval([hits], [queries], resamples=resamples, seed=seed)
     return {
         "value": 100 * hits / queries,
@@ -23,10 +28,10 @@ def rate(hits: int, queries: int, *, resamples: int, seed: int) -> dict[str, flo
 def interval(
     hits: Sequence[int], queries: Sequence[int], *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the unweighted mean of the hit rates of some benchmarks.
+    """Percentile bootstrap interval of the unweighted mean of hit rates.
 
     Args:
-        hits: number of hits of each benchmark; one entry for a plain rate.
+        hits: number of hits of each benchmark; one entry for a single rate.
         queries: number of queries of each benchmark, at least 1.
         resamples: bootstrap resamples.
         seed: of the draws.
@@ -41,11 +46,11 @@ def interval(
 def mean_interval(
     values: Sequence[NDArray[np.floating]], *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the unweighted mean of some measures.
+    """Percentile bootstrap interval of the unweighted mean of measures.
 
     Args:
         values: (measures, queries) for each set of queries. Measures of the same queries are
-            drawn together; different sets of queries independently of one another.
+            resampled together, different sets of queries independently.
         resamples: bootstrap resamples.
         seed: of the draws.
 
@@ -63,10 +68,10 @@ def mean_interval(
 def _resampled(
     values: NDArray[np.floating], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.floating]:
-    """Means of n values that are drawn n at a time, with replacement.
+    """Means of resamples, with replacement, of n values.
 
-    How often each *distinct* value is drawn is multinomial: one such draw instead of n indices
-    gives exactly the same law, and hits and misses have two distinct values.
+    The counts of the *distinct* values in a resample are multinomial, so one multinomial draw has
+    exactly the distribution of n drawn indices; hits and misses are two distinct values.
     """
     distinct, counts = np.unique(values, return_counts=True)
     draws = generator.multinomial(len(values), counts / len(values), size=resamples)

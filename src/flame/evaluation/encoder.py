@@ -1,4 +1,4 @@
-"""A trained FLAME on its own: images and texts -> vectors that can be compared.
+"""A trained FLAME without the workflow: images and texts -> vectors in one space.
 
     import flame
 
@@ -34,24 +34,24 @@ LLM_FILES = ["*.safetensors", "*.json"]
 
 
 class Flame:
-    """Image tower, and the frozen LLM with the prompts that its texts were embedded with.
+    """Image tower, and the frozen LLM with the prompts of its training captions.
 
     Attributes:
         tower: image tower in evaluation mode.
-        settings: kinds of text and how each is read.
-        device: of the tower and of the LLM.
+        settings: LLM, and the prompt of each kind of text.
+        device: of the tower and the LLM.
     """
 
     def __init__(self, folder: Path, device: str = "auto", llm: Path | None = None) -> None:
         """Open an export.
 
         Args:
-            folder: as `flame.export` wrote it.
+            folder: as written by `flame.export`.
             device: a torch device; `auto` is the GPU if there is one.
-            llm: folder of the LLM, if it is already on this machine.
+            llm: folder of the LLM, if it is already downloaded.
 
         Raises:
-            ValueError: the folder is no export.
+            ValueError: the folder is not an export.
         """
         if not (folder / RECORD).is_file():
             raise ValueError(f"{folder} is not an export of FLAME: it has no {RECORD}")
@@ -63,7 +63,7 @@ class Flame:
 
     @cached_property
     def llm(self) -> FrozenLLM:
-        """The frozen LLM, fetched and loaded when the first text is read."""
+        """The frozen LLM, downloaded and loaded on first use."""
         settings, folder = self.settings, self._llm_folder or self._folder / "llm"
         if not folder.is_dir():
             assert isinstance(settings.checkpoint, HubCheckpoint)
@@ -81,7 +81,7 @@ class Flame:
         """Image features (B, D) float32, unit norm.
 
         Args:
-            images: B images, or pixels (B, 3, H, W) in [0, 1] as `preprocess` gives them.
+            images: B images, or pixels (B, 3, H, W) in [0, 1] from `preprocess`.
         """
         if not isinstance(images, Tensor):
             images = torch.stack([self.preprocess(image) for image in images])
@@ -92,11 +92,11 @@ class Flame:
         """Text features (T, D) float32, unit norm, on the device of the tower.
 
         Args:
-            texts: T texts of any language that the LLM reads.
-            kind: what they are, which decides the prompt that the LLM reads them with.
+            texts: T texts in any language that the LLM supports.
+            kind: kind of the texts, which selects the prompt.
 
         Raises:
-            ValueError: no such kind.
+            ValueError: unknown kind.
         """
         if kind not in self.settings.kinds:
             raise ValueError(f"kind {known(kind, self.settings.kinds)}")
@@ -104,7 +104,7 @@ class Flame:
         texts, _ = self.llm.prepare(texts)
         vectors = self.llm.embed(texts, reading.prefix, [*reading.facets.values()])
         centers = self.tower.centers.get(reading.center, {}) if reading.center else {}
-        # As a store has them, so that the numbers are those of the benchmarks.
+        # Rounded as in a store, so that benchmarks give the same numbers.
         return directions(vectors.half(), [*reading.facets], centers).to(self.device)
 
 
@@ -114,17 +114,17 @@ def load(
     """A trained FLAME.
 
     Args:
-        path: folder of an export, or `owner/name` of a model of the hub.
-        revision: of the hub's model.
+        path: folder of an export, or `owner/name` of a model on the hub.
+        revision: of the model on the hub.
         device: a torch device; `auto` is the GPU if there is one.
-        llm: folder of the LLM, if it is already on this machine.
+        llm: folder of the LLM, if it is already downloaded.
 
     Raises:
-        ValueError: there is no such folder, and it is no name of a model.
+        ValueError: `path` is neither an existing folder nor the name of a model.
     """
     folder = Path(path)
     if not folder.is_dir():
         if str(path).count("/") != 1 or folder.is_absolute():
-            raise ValueError(f"{path} is neither a folder nor owner/name of a model of the hub")
+            raise ValueError(f"{path} is neither a folder nor owner/name of a model on the hub")
         folder = hub.cached(str(path), revision, ["*"])
     return Flame(folder, device, llm)

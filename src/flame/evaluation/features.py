@@ -26,17 +26,17 @@ T = TypeVar("T")
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """A tower with a text tower of its own, such as CLIP's."""
+    """A tower with its own text encoder, such as CLIP."""
 
     def encode_text(self, texts: Sequence[str], language: str | None = None) -> Tensor:
-        """Text features (T, d), not normalised, of texts in a language; null: English."""
+        """Text features (T, d), not normalised; `language` None means English."""
 
 
 class Features:
-    """Features of one tower for the questions of one job, computed when first asked for.
+    """Features of one tower for the questions of one job, computed on first use.
 
-    Those of the last data set are kept, so questions about one data set should come together; of
-    the backbone's own features those of the last two, which a probe trains and tests on.
+    Image features of the last data set are cached, so questions about one data set should be
+    adjacent; backbone features are cached for two, the training and the test set of a probe.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Features:
         title: str,
         trained: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take what features are made of; nothing is computed yet.
+        """Keep the inputs; nothing is computed yet.
 
         Args:
-            tower: its texts come from the stores, if it is no `TextEncoder`.
+            tower: a tower; unless it is a `TextEncoder`, texts are read from the stores.
             datasets: folders of the data sets.
-            stores: embedding stores of their captions: every part of every kind.
-            batch_size: images, or texts, per forward pass.
+            stores: embedding stores of their captions, every part of every kind.
+            batch_size: images or texts per forward pass.
             title: of the job, for the progress bar.
-            trained: how the texts that it was trained on were embedded, as
-                `flame.embedding.provenance` says it; not known of a tower of others.
+            trained: how the training texts were embedded, as recorded by
+                `flame.embedding.provenance`; unknown for released or pretrained towers.
         """
         self._device = device_of()
         self._tower = tower.to(self._device)
@@ -69,7 +69,7 @@ class Features:
         self._visual = lru_cache(maxsize=2)(partial(self._read, encode=visual))
 
     def asked(self, question: Question) -> Asked:
-        """A question, with what is needed to answer it."""
+        """A question with access to its features."""
         return Asked(
             question,
             images=partial(self._images, question.dataset),
@@ -93,13 +93,15 @@ class Features:
 
     def _texts(self, question: Question, kind: str | None) -> Texts:
         if kind is None:
-            raise ValueError(f"task {question.task!r} needs texts, but no kind of them is named")
+            raise ValueError(
+                f"task {question.task!r} needs texts, but the benchmark names no kind of captions"
+            )
         if isinstance(self._tower, TextEncoder):
             return self._encoded(self._tower, question, kind)
         return self._stored(question, kind)
 
     def _stored(self, question: Question, kind: str) -> Texts:
-        """Texts that a frozen LLM embedded."""
+        """Texts embedded by a frozen LLM."""
         parts = _get(self._parts, kind, "embeddings of captions of kind")
         texts = Embeddings.open(parts, question.dataset)
         if texts.dim != self._tower.dim:
@@ -114,7 +116,7 @@ class Features:
         return Texts(texts.keys, text_features(texts, question.facets, center))
 
     def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
-        """Texts that the tower encodes itself, in the order in which a store would have them."""
+        """Texts encoded by the tower itself, in the order of a store."""
         folder = _get(self._datasets, question.dataset, "data set")
         captions = pl.read_parquet(verified(folder / "captions.parquet"))
         rows = captions.filter(kind=kind)
@@ -142,11 +144,11 @@ def image_features(
     Args:
         encode: (B, 3, H, W) pixels in [0, 1] -> (B, d).
         reader: I images.
-        image_size: pixels, both sides, that `encode` wants.
+        image_size: side of the square images, in pixels.
         batch_size: images per forward pass.
         device: of `encode`.
-        on_batch: told the number of images of every batch done.
-        resize: how images become squares; a name of `flame.data.images.RESIZES`.
+        on_batch: called with the number of images after each batch.
+        resize: how images are made square; a name of `flame.data.images.RESIZES`.
 
     Returns:
         (I, d) float32, unit norm, on the CPU.
@@ -160,23 +162,25 @@ def image_features(
 
 
 def backbone_features(tower: Tower, images: Tensor) -> Tensor:
-    """What the backbone says of images, before the projector: the features of a linear probe.
+    """Backbone features before the projector, for linear probes.
 
-    Of a ViT the mean of the patch tokens after the last block, without its final norm, as in the
-    official release (`visual_only`); of other backbones the pooled feature.
+    For a ViT, the mean of the patch tokens after the last block, without the final norm, as in the
+    official release (`visual_only`); for other backbones, the pooled feature.
 
     Args:
-        tower: its projector is passed by.
+        tower: a tower with a timm backbone; its projector is not used.
         images: (B, 3, H, W) pixels in [0, 1].
 
     Returns:
         (B, C).
 
     Raises:
-        ValueError: a tower whose backbone is not one of timm.
+        ValueError: the backbone is not from timm.
     """
     if not isinstance(tower, Tower):
-        raise ValueError("no linear probe of a pretrained tower: its backbone is not timm's")
+        raise ValueError(
+            "linear probes need a timm backbone, which a pretrained tower does not have"
+        )
     pixels = (images - tower.mean) / tower.std
     if not hasattr(tower.visual, "num_prefix_tokens"):
         return tower.visual(pixels)
@@ -189,13 +193,13 @@ def backbone_features(tower: Tower, images: Tensor) -> Tensor:
 def text_features(
     texts: Embeddings, facets: Sequence[str], centers: Mapping[str, Tensor]
 ) -> Tensor:
-    """One vector per caption: the mean of its facets, un-normalised, and then its direction.
+    """One vector per caption: the normalised mean of its facets, which are not normalised.
 
     Args:
         texts: embeddings of T captions.
         facets: names of the facets to average.
-        centers: facet -> (d,), mean vector of the training captions to subtract first;
-            empty where nothing is.
+        centers: facet -> (d,), mean vector of the training captions to subtract first; empty to
+            subtract nothing.
 
     Returns:
         (T, d) float32, unit norm.
@@ -209,12 +213,12 @@ def text_features(
 
 
 def directions(vectors: Tensor, facets: Sequence[str], centers: Mapping[str, Tensor]) -> Tensor:
-    """Direction (T, d) float32, unit norm, of the mean facet of texts.
+    """Normalised mean facet of each text, (T, d) float32, unit norm.
 
     Args:
         vectors: (T, K, d), K facets of T texts.
         facets: names of the K facets.
-        centers: facet -> (d,), what is subtracted first; empty where nothing is.
+        centers: facet -> (d,), subtracted first; empty to subtract nothing.
     """
     for facet in facets:
         if centers and facet not in centers:
@@ -227,13 +231,13 @@ def directions(vectors: Tensor, facets: Sequence[str], centers: Mapping[str, Ten
 def encoded_features(
     encoder: TextEncoder, texts: Sequence[str], batch_size: int, language: str | None = None
 ) -> Tensor:
-    """One vector per text, by a tower's own text tower.
+    """One vector per text, from the tower's own text encoder.
 
     Args:
-        encoder: the tower.
+        encoder: a tower with a text encoder.
         texts: T texts.
         batch_size: texts per forward pass.
-        language: of the texts; null: English.
+        language: of the texts; None means English.
 
     Returns:
         (T, d) float32, unit norm, on the CPU.

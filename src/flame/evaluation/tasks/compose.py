@@ -1,10 +1,10 @@
-"""Whether a tower tells captions apart that are made of almost the same words (Table C3).
+"""Compositionality: telling apart captions of almost the same words (Table C3).
 
-Two forms. As in Winoground, the images of a group, with keys `<group>-0`, `<group>-1` and so on,
-each have one caption, and every image must find its caption, every caption its image. As in
-SugarCrepe, an image has one true caption and one or more false ones. The protocol is that of
-`clip_benchmark.metrics.image_caption_selection`: of equal scores the first counts as the larger,
-and a true caption stands before the false ones. So a tie is a hit, unlike in SugarCrepe's own code.
+There are two forms. As in Winoground, the images of a group have keys `<group>-0`, `<group>-1` and
+so on and one caption each; every image must find its caption and every caption its image. As in
+SugarCrepe, an image has one true caption and one or more false ones. The protocol follows
+`clip_benchmark.metrics.image_caption_selection`: the first of equal scores wins, and the true
+caption comes first. A tie is therefore a hit, unlike in SugarCrepe's own code.
 """
 
 from collections import defaultdict
@@ -18,11 +18,11 @@ from flame.evaluation.tasks import Answer, Asked, Hits, Images, Texts
 
 
 class Choice(NamedTuple):
-    """One query: n images and m texts, of which the i-th ones belong together."""
+    """One query: n images and m texts; the i-th image and the i-th text match."""
 
     key: str
     row: int
-    """Place of its first image among the images."""
+    """Row of its first image."""
     images: Tensor
     """(n, d)."""
     texts: Tensor
@@ -30,14 +30,13 @@ class Choice(NamedTuple):
 
 
 def evaluate(asked: Asked) -> Answer:
-    """Of groups `image_score`, `text_score` and `group_score`; of images alone `accuracy`.
+    """`image_score`, `text_score` and `group_score` of groups, or `accuracy` of single images.
 
-    Images are taken in groups where the question names no `negatives`. A group takes part if it has
-    two images or more, all with a caption; an image alone if it has a true and a false caption.
+    Images form groups if the question has no `negatives`. A group takes part if it has at least two
+    images, all with a caption; a single image if it has a true and a false caption.
 
     Raises:
-        ValueError: an image with several true captions, a key that names no group, or nothing that
-            takes part.
+        ValueError: an image has several true captions, a key names no group, or nothing takes part.
     """
     question = asked.question
     images, positives = asked.images(), asked.texts(question.captions)
@@ -48,7 +47,7 @@ def evaluate(asked: Asked) -> Answer:
         choices = list(_alone(images, *texts))
     if not choices:
         raise ValueError(
-            f"no image of {question.dataset!r} can be asked about: image keys like "
+            f"no image of {question.dataset!r} has the captions it needs: image keys like "
             f"{list(images.keys[:2])}, text keys like {[list(t.keys[:2]) for t in texts]}"
         )
     keys = [choice.key for choice in choices]
@@ -69,8 +68,8 @@ def matched(images: Tensor, texts: Tensor) -> tuple[bool, bool]:
     """Whether every text finds its image, and whether every image finds its text.
 
     Args:
-        images: (n, d), unit norm; the i-th belongs to the i-th text.
-        texts: (m, d), unit norm; those after the n-th belong to no image.
+        images: (n, d), unit norm; the i-th matches the i-th text.
+        texts: (m, d), unit norm; those after the n-th match no image.
     """
     scores = images @ texts.T
     own = torch.arange(min(scores.shape))
@@ -84,7 +83,7 @@ def _groups(images: Images, positives: Texts) -> Iterator[Choice]:
     for row, key in enumerate(images.keys):
         group, _, number = key.rpartition("-")
         if not group or not number.isdigit():
-            raise ValueError(f"image key {key!r} names no group; known are keys like 'name-0'")
+            raise ValueError(f"image key {key!r} names no group; keys must look like 'name-0'")
         groups[group].append(row)
     for group, rows in groups.items():
         own = [caption[images.keys[row]] for row in rows if images.keys[row] in caption]
@@ -104,7 +103,7 @@ def _one_each(texts: Texts) -> dict[str, int]:
     rows = _rows_of(texts)
     for key, own in rows.items():
         if len(own) > 1:
-            raise ValueError(f"image {key!r} has {len(own)} true captions, and not one")
+            raise ValueError(f"image {key!r} has {len(own)} true captions, expected one")
     return {key: own[0] for key, own in rows.items()}
 
 

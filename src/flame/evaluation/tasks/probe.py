@@ -1,8 +1,8 @@
 """Linear probe: a linear classifier trained on the backbone's features (Tables 5 and C7).
 
-The protocol is that of `clip_benchmark.metrics.linear_probe` as the official release calls it:
-features of unit norm, computed once without augmentation; all training images; no search for a
-weight decay. It is computed in float32, not in float16.
+The protocol follows `clip_benchmark.metrics.linear_probe` as called by the official release:
+features of unit norm, computed once without augmentation; all training images; no weight decay, and
+no search for one. Computation is in float32, not float16.
 """
 
 import math
@@ -22,12 +22,12 @@ SEED = 0
 
 
 def evaluate(asked: Asked) -> Answer:
-    """Share of the test images whose class the classifier tells, as `accuracy`.
+    """Accuracy of the classifier on the test images, as `accuracy`.
 
     Raises:
-        ValueError: an image has no label, or a test image one that is not trained.
+        ValueError: an image has no label, or a test image has one that is not trained.
     """
-    assert asked.question.train is not None  # the study's check sees to it
+    assert asked.question.train is not None  # checked by the study's schema
     train, test = asked.visual(asked.question.train), asked.visual(asked.question.dataset)
     classes = {name: c for c, name in enumerate(sorted(filter(None, set(train.labels))))}
     classifier = fit(train.features, _targets(train, classes), len(classes))
@@ -38,7 +38,7 @@ def evaluate(asked: Asked) -> Answer:
 
 
 def fit(features: Tensor, targets: Tensor, num_classes: int) -> nn.Linear:
-    """A linear classifier trained by AdamW, without weight decay, on a cosine without warm-up.
+    """A linear classifier trained by AdamW, without weight decay, on a cosine schedule.
 
     Args:
         features: (N, d), unit norm.
@@ -46,8 +46,8 @@ def fit(features: Tensor, targets: Tensor, num_classes: int) -> nn.Linear:
         num_classes: number of classes.
     """
     steps = EPOCHS * math.ceil(len(features) / BATCH_SIZE)
-    # Weights and then the order of the images are drawn from the global generator, as
-    # clip_benchmark does; the fork leaves it as it was.
+    # Like clip_benchmark, draw the weights and then the order of the images from the global
+    # generator; the fork restores its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         classifier = nn.Linear(features.shape[1], num_classes)

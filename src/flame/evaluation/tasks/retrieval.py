@@ -1,7 +1,6 @@
 """Image-to-text and text-to-image recall at k, with any number of captions per image.
 
-The protocol, down to the order of equal scores, is that of
-`clip_benchmark.metrics.zeroshot_retrieval`.
+The protocol equals `clip_benchmark.metrics.zeroshot_retrieval`, down to the order of equal scores.
 """
 
 from collections.abc import Sequence
@@ -16,22 +15,22 @@ RANKS = (1, 5, 10)
 
 
 class _Side(NamedTuple):
-    """The images, or the texts, that have a partner."""
+    """The images, or the texts, that have a match."""
 
     rows: list[int]
     keys: list[str]
     features: Tensor
     ids: Tensor
-    """(n,) int: number of the image that each belongs to."""
+    """(n,) int, number of the matching image."""
 
 
 def evaluate(asked: Asked) -> Answer:
-    """Recall at 1, 5 and 10 both ways, as `i2t_r@1` and so on (Tables 1, 2 and 6).
+    """Recall at 1, 5 and 10 in both directions, as `i2t_r@1` and so on (Tables 1, 2 and 6).
 
-    A query is a hit at k if any of its partners is among its k best; its key is that of the image.
+    A query is a hit at k if any of its matches is among its k best. Its key is that of the image.
 
     Raises:
-        ValueError: no text belongs to any of the images.
+        ValueError: no text matches any image.
     """
     images, texts = asked.images(), asked.texts(asked.question.captions)
     shared = set(images.keys) & set(texts.keys)
@@ -63,13 +62,13 @@ def _side(given: Images | Texts, numbers: dict[str, int]) -> _Side:
 def best_at(
     queries: Tensor, gallery: Tensor, ranks: Sequence[int], *, chunk: int = 1024
 ) -> dict[int, Tensor]:
-    """The k entries of a gallery that score best.
+    """The k best entries of a gallery for each query.
 
     Args:
         queries: (Q, d).
         gallery: (G, d).
-        ranks: values of k; a k over G counts as G.
-        chunk: queries scored at a time, so that memory is `chunk * G` and not `Q * G`.
+        ranks: values of k; at most G are returned.
+        chunk: queries per product, so that memory is `chunk * G` and not `Q * G`.
 
     Returns:
         k -> (Q, k) int, best first.
@@ -78,6 +77,6 @@ def best_at(
     for part in queries.split(chunk):
         scores = part @ gallery.T
         for k in ranks:
-            # One topk per k: among equal scores, the first of ten best is not always the best one.
+            # One topk per k: with equal scores, the first of the top 10 may differ from the top 1.
             best[k].append(scores.topk(min(k, len(gallery)), dim=1).indices)
     return {k: torch.cat(parts) for k, parts in best.items()}

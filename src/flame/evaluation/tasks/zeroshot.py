@@ -1,7 +1,7 @@
-"""Zero-shot classification: an image belongs to the class whose texts are nearest.
+"""Zero-shot classification: an image is assigned the class with the nearest texts.
 
-The protocol, down to the order of equal scores, is that of
-`clip_benchmark.metrics.zeroshot_classification`.
+The protocol equals `clip_benchmark.metrics.zeroshot_classification`, down to the order of equal
+scores.
 """
 
 import torch
@@ -13,10 +13,10 @@ from flame.runtime.errors import known
 
 
 def evaluate(asked: Asked) -> Answer:
-    """Top-1 accuracy as `top1`, from five classes on also `top5` (Tables 3, 4 and 6).
+    """Top-1 accuracy as `top1` and, with five classes or more, `top5` (Tables 3, 4 and 6).
 
     Raises:
-        ValueError: an image has no label, or one that no text stands for.
+        ValueError: an image has no label, or one without a text.
     """
     images, texts = asked.images(), asked.texts(asked.question.captions)
     classes = {label: c for c, label in enumerate(dict.fromkeys(texts.keys))}
@@ -55,12 +55,12 @@ def top_classes(images: Tensor, classes: Tensor, *, chunk: int = 4096) -> Tensor
     Args:
         images: (I, d), unit norm.
         classes: (C, d), unit norm.
-        chunk: images scored at a time, so that memory does not grow with I.
+        chunk: images per product, so that memory does not grow with I.
 
     Returns:
         (I, 5) int, or (I, 1) with fewer than five classes.
     """
-    # The best of five and not an argmax: where two classes bear one name, as in ImageNet, their
-    # scores are equal, and clip_benchmark takes the first of its topk.
+    # The first of the top 5, not an argmax: classes of the same name, as in ImageNet, have equal
+    # scores, and clip_benchmark takes the first of its topk.
     k = 5 if len(classes) >= 5 else 1
     return torch.cat([(part @ classes.T).topk(k, dim=1).indices for part in images.split(chunk)])
