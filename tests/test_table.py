@@ -1,5 +1,9 @@
 """A table holds the measured numbers, their intervals, and the paper's beside them."""
 
+import os
+import re
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -10,9 +14,10 @@ from flame.evaluation.bootstrap import interval
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure, Table
 from flame.study.settings import TableSettings
-from flame.table import fill_table
+from flame.table import COMMANDS, fill_table
 from tests.answers import counted, write
 
+SRC = Path(__file__).parents[1] / "src"
 # As in Table 7, the model with 7 prompts stands there twice.
 REPORTED = """\
 table,method,prompts,benchmark,metric,value,note
@@ -123,12 +128,12 @@ def test_a_mean_may_be_of_several_metrics(files):
     both = {**MEAN, "mean_of": [I2T, {"benchmark": "food", "metric": "top1"}]}
     csv, markdown = fill(files, [ONE], [both])
     assert pl.read_csv(StringIO(csv))["average top1 [scenes-short+scenes-food]"].item() == 37.5
-    assert "*average*: mean of scenes-short I2T R@1, scenes-food top-1.\n" in markdown
+    assert "\n- *average*: mean of scenes-short I2T R@1, scenes-food top-1.\n" in markdown
 
 
 def test_markdown_reads_as_the_paper(files):
     markdown = fill(files, [ONE, SEVEN], [I2T, T2I, MEAN])[1]
-    assert markdown.startswith("**Table 6: prompts.**\n\nMeasured in the *tiny* study, in percent.")
+    assert markdown.startswith("**Table 6: prompts.**\n\nResults of the *tiny* study, in percent.")
     lines = lines_of(markdown)
     assert lines[:4] == [
         ["prompts", "COCO", "", "average"],
@@ -146,7 +151,7 @@ def test_markdown_reads_as_the_paper(files):
         "<sub>**38.5**</sub>",
     ]
     assert lines[7] == ["<sub>paper</sub>", "<sub>**43.3**</sub>", "<sub>**28.6**</sub>", ""]
-    assert markdown.splitlines()[-1] == "*average*: mean of scenes-food, scenes-tints."
+    assert markdown.splitlines()[-1] == "- *average*: mean of scenes-food, scenes-tints."
     assert "±" not in markdown
     assert "gain" not in markdown
 
@@ -217,7 +222,7 @@ def test_claims_stand_under_the_table(files):
     markdown = fill(files, [ONE, SEVEN], [I2T], claims=(claim,))[1]
     head, rule, line = lines_of(markdown.split("**Claims**")[1])
     assert len(head) == len(rule) == len(line)
-    assert line[0].startswith("Seven are better than one.<br><sub>seven against one")
+    assert line[0].startswith("Seven are better than one.<br><sub>seven vs. one: COCO")
     assert line[1:3] == ["Section 4.4", "+7.6"]
     assert line[3].startswith("+15.0<br>")
     assert line[4].startswith("**holds**")
@@ -234,13 +239,45 @@ def test_same_inputs_give_the_same_bytes(files):
     [
         ({**ONE, "run": "three"}, I2T, None, "no trainings of run 'three'; known: one, seven"),
         (ONE, {"benchmark": "COCO", "metric": "r@1"}, None, "has no metric 'r@1' .*known: i2t_r@1"),
-        ({**ONE, "reported": {}}, I2T, None, "3 different numbers, not one, have .*'COCO'"),
-        ({**ONE, "reported": {"prompts": 3}}, I2T, None, "0 different numbers.*'prompts': 3"),
+        ({**ONE, "reported": {}}, I2T, None, "expected one number for .*'COCO'.*, found 3"),
+        ({**ONE, "reported": {"prompts": 3}}, I2T, None, "number for .*'prompts': 3.*, found 0"),
         ({**ONE, "reported": {"promts": 1}}, I2T, None, r"'promts' \(did you mean 'prompts'\?\)"),
-        (ONE, I2T, {"table": "Table 5"}, "no rows have {'table': 'Table 5'}"),
+        (ONE, I2T, {"table": "Table 5"}, "no rows match {'table': 'Table 5'}"),
         (ONE, I2T, {"tabel": "Table 6"}, r"no column 'tabel' \(did you mean 'table'\?\)"),
     ],
 )
 def test_what_does_not_match_is_named(files, row, column, match, said):
     with pytest.raises(ValueError, match=said):
         fill(files, [row], [column], match)
+
+
+def table_command(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "flame.table", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_table_is_shown_as_plain_text(files):
+    fill(files, [ONE, SEVEN], [I2T])
+    csv = files[0][0].with_name("t.csv")
+    done = table_command("show", csv, "--columns", "prompts", "COCO i2t_r@1 paper")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "prompts  COCO i2t_r@1 paper",
+        "-------  ------------------",
+        "      1                35.7",
+        "      7                43.3",
+    ]
+
+
+def test_an_unknown_column_is_named(files):
+    fill(files, [ONE], [I2T])
+    done = table_command("show", files[0][0].with_name("t.csv"), "--columns", "prompt")
+    assert done.returncode == 1
+    assert "t.csv: no column 'prompt' (did you mean 'prompts'?)" in done.stderr
+
+
+def test_the_subcommands_are_those_that_the_rules_call():
+    rules = (SRC.parent / "workflow/rules/paper.smk").read_text()
+    called = re.findall(r"flame\.table (\w+)", rules)
+    assert sorted(called) == sorted(set(COMMANDS) - {"show"})

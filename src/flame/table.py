@@ -1,16 +1,23 @@
-"""Metrics of runs -> the tables of the paper, its claims, and its appendix, beside what it reports.
+"""Tables of the paper, verdicts on its claims, and its appendix, filled with results of a study.
 
 Subcommands: `results` fills a table, `claims` judges the claims of the paper, `appendix` compares
-recipe and prompts of the study with the paper's.
+recipe and prompts with the paper's, `show` prints one of their CSV files.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import tyro
 
 from flame.report import appendix, check_table, claims, results, results_table
+from flame.report.plain import plain_table
 from flame.report.reported import read
 from flame.runtime import command
 from flame.runtime.checksums import read_json
+from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
 from flame.study.settings import AppendixSettings, ClaimsSettings, TableSettings
 
@@ -87,10 +94,25 @@ def compare_appendix(reported: Path, csv: Path, markdown: Path, settings: Append
     write_atomic(markdown, appendix.as_markdown(records, settings).encode())
 
 
+def show(csv: Annotated[Path, tyro.conf.Positional], columns: tuple[str, ...] = ()) -> None:
+    """Print a CSV file of this stage as an aligned table of plain text.
+
+    Args:
+        csv: the file.
+        columns: columns to print; all by default.
+    """
+    frame = pl.read_csv(csv, infer_schema=False)
+    for name in columns:
+        if name not in frame.columns:
+            raise ValueError(f"{csv}: no column {known(name, frame.columns)}")
+    sys.stdout.write(plain_table(frame.select(columns or frame.columns)))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "results": fill_table,
     "claims": judge_claims,
     "appendix": compare_appendix,
+    "show": show,
 }
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_papers_own_recipe_differs_nowhere_from_table_a1(tmp_path):
     assert printed["paper"].to_list() == printed["study"].to_list()
     assert len(printed) == 9
     assert "differs" not in markdown
-    assert "visual towers trained by it: small, large." in markdown
+    assert "Visual towers trained with it: small, large." in markdown
 
 
 def test_table_a2_has_another_batch_and_weight_decay(tmp_path):

@@ -81,15 +81,15 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path):
     assert record["data set"] == "mscoco"
     assert (record["published"], record["measured"], record["difference"]) == (52.4, 52.6, 0.2)
     assert record["95% low"] < 52.6 < record["95% high"]
-    assert (record["verdict"], record["look at"]) == ("agrees", None)
+    assert (record["verdict"], record["hint"]) == ("agrees", None)
     low, high = record["95% low"], record["95% high"]
     assert lines_of(markdown) == [
         f"| CLIP, base | COCO [mscoco] | I2T R@1 | 52.40 | 52.60<br><sub>{low:.1f}-{high:.1f}</sub>"
         " | +0.20 | agrees |"
     ]
     told = " ".join(markdown.split())
-    assert "Of 1 numbers **1 agree**, **0 differ** and 0 were not measured." in told
-    assert "no further than 0.5 points" in told
+    assert "Of 1 numbers, **1 agree**, **0 differ** and 0 were not measured." in told
+    assert "within 0.5 points of the published one" in told
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_else_differs_says_where_to_look(tmp_path, hits, told):
     records, markdown = checked(tmp_path, [BASE, LARGE], [I2T, T2I], **hits)
     differing = [record for record in records if record["verdict"] == "differs"]
     assert len(differing) == len(hits)
-    assert {record["look at"] for record in differing} == {told}
+    assert {record["hint"] for record in differing} == {told}
     assert markdown.count(f"| **differs**: {told} |") == len(hits)
     assert f"**{len(hits)} differ**" in markdown
 
@@ -154,11 +154,11 @@ def test_a_baseline_that_a_study_lacks_is_not_measured(tmp_path):
 @pytest.mark.parametrize(
     ("row", "column", "said"),
     [
-        (LARGE, MEAN, r"sanity\.csv: no number to check average i2t_r@1 of 'CLIP, large' against"),
-        (BASE, {**I2T, "reported_benchmark": "COCOA"}, "no number to check COCOA i2t_r@1 of "),
+        (LARGE, MEAN, r"sanity\.csv: no published number for average i2t_r@1 of 'CLIP, large'"),
+        (BASE, {**I2T, "reported_benchmark": "COCOA"}, "no published number for COCOA i2t_r@1 of "),
         (BASE, {**I2T, "metric": "i2t_r@2"}, "has no metric 'i2t_r@2' .*known: i2t_r@1, t2i_r@1"),
         ({**BASE, "run": "bas"}, I2T, r"no trainings of run 'bas' \(did you mean 'base'\?\)"),
-        ({**BASE, "reported": {"name": "H"}}, I2T, "0 different numbers.*'name': 'H'"),
+        ({**BASE, "reported": {"name": "H"}}, I2T, "one number for .*'name': 'H'.*, found 0"),
         ({**BASE, "reported": None}, I2T, "row 'CLIP, base' has no reported numbers"),
     ],
 )

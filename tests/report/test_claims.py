@@ -57,12 +57,12 @@ def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list
 @pytest.mark.parametrize(
     ("claim", "verdict", "because"),
     [
-        (compare("good", "bad"), "holds", "the interval is wholly above 0"),
-        (compare("bad", "good"), "does not hold", "the interval is wholly below 0"),
+        (compare("good", "bad"), "holds", "the whole interval is above 0"),
+        (compare("bad", "good"), "does not hold", "the whole interval is below 0"),
         (compare("equal", "bad"), "does not hold", "the interval contains 0"),
-        (ratio(2.5), "holds", "the interval is wholly above 2.5"),
+        (ratio(2.5), "holds", "the whole interval is above 2.5"),
         (ratio(3.0), "does not hold", "the interval contains 3"),
-        (ratio(3.6), "does not hold", "the interval is wholly below 3.6"),
+        (ratio(3.6), "does not hold", "the whole interval is below 3.6"),
         (UNTESTED, "cannot be tested here", "no such model here"),
     ],
 )
@@ -77,7 +77,7 @@ def test_differences_are_in_points_beside_the_papers(tmp_path):
     assert (record["value"], record["paper"], record["std"]) == (60.0, 14.8, None)
     assert record["low"] < 60.0 < record["high"]
     assert record["measures"] == "S4V i2t_r@1"
-    assert "| good beats bad<br><sub>good against bad, S4V [scenes-long] I2T R@1</sub> " in markdown
+    assert "| good beats bad<br><sub>good vs. bad: S4V [scenes-long] I2T R@1</sub> " in markdown
     assert re.search(r"\| \+14\.8 \| \+60\.0<br><sub>\+\d\d\.\d to \+\d\d\.\d</sub> \|", markdown)
 
 
@@ -91,8 +91,7 @@ def test_the_preamble_counts_the_verdicts_and_names_the_study(tmp_path):
     judged = compare("good", "bad"), compare("bad", "good"), compare("equal", "bad"), UNTESTED
     markdown = " ".join(judge(tmp_path, *judged)[1].split())
     assert "in the *tiny* study" in markdown
-    assert "4 claims;" in markdown
-    assert "**holds: 1**, **does not hold: 2**, **cannot be tested here: 1**" in markdown
+    assert "4 claims: **1 hold**, **2 do not hold**, **1 cannot be tested here**" in markdown
     assert "standard deviation" not in markdown
 
 
@@ -126,9 +125,9 @@ def test_a_mean_of_many_benchmarks_is_named_by_its_ends(tmp_path):
     )
     out = tmp_path / "c.csv", tmp_path / "c.md"
     judge_claims([f[0] for f in files], [f[1] for f in files], *out, settings)
-    assert "good against bad, mean of 6, set 0 to set 5</sub>" in out[1].read_text()
+    assert "good vs. bad: mean of 6, from set 0 to set 5</sub>" in out[1].read_text()
 
 
 def test_a_ratio_that_was_not_measured_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no ratio 'slow/fast'; known: none for claim 'is fast'"):
+    with pytest.raises(ValueError, match="claim 'is fast': no ratio 'slow/fast'; known: none"):
         judge(tmp_path, ratio(1), overhead={})

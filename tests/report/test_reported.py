@@ -35,8 +35,8 @@ def test_a_number_is_that_of_the_rows_that_match():
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({"prompts": 3}, "f: 0 different numbers, not one"),
-        ({"prompts": 9}, "f: 2 different numbers, not one"),
+        ({"prompts": 3}, "f: expected one number for {'prompts': 3}, found 0"),
+        ({"prompts": 9}, "f: expected one number for {'prompts': 9}, found 2"),
         ({"prompt": 9}, r"f: no column 'prompt' \(did you mean 'prompts'\?\); known: prompts"),
     ],
 )
@@ -47,7 +47,7 @@ def test_what_is_not_one_number_is_named(wanted, said):
 
 def test_a_match_without_rows_is_refused():
     reported = Reported(file="table6.csv", match={"method": "BLIP"})
-    with pytest.raises(ValueError, match=r"table6\.csv: no rows have {'method': 'BLIP'}"):
+    with pytest.raises(ValueError, match=r"table6\.csv: no rows match {'method': 'BLIP'}"):
         read(ROOT / "config" / "reported" / "table6.csv", reported)
 
 

@@ -109,14 +109,14 @@ def test_what_was_not_asked_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             found.rate(run, [measure])
-    with pytest.raises(ValueError, match="'a' and 'b' were not asked the same queries"):
+    with pytest.raises(ValueError, match="'a' and 'b' have different queries"):
         found.difference("a", "b", [R1])
 
 
 def test_seeds_that_were_asked_other_queries_are_refused(tmp_path):
     answers = {"a": {"COCO": {"r@1": [1, 0]}}, "a_seed1": {"COCO": {"r@1": [1, 0, 0]}}}
     found = read(tmp_path, {"a": ("a", "a.seed1")}, **answers)
-    with pytest.raises(ValueError, match="one run were not asked the same queries"):
+    with pytest.raises(ValueError, match="one run have different queries"):
         found.rate("a", [R1])
 
 

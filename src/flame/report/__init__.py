@@ -1,1 +1,1 @@
-"""Numbers -> what people read: tables, claims, figures, costs."""
+"""What people read: tables, claims, appendix, figures and the cost plan."""

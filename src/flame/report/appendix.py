@@ -1,4 +1,4 @@
-"""The study's recipe and prompts, value by value beside those of the paper's appendix."""
+"""Recipe and prompts of the study, compared value by value with the paper's appendix."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from flame.study.schema.llms import Facet, Prompt
 from flame.study.schema.runs import Augment, Recipe
 from flame.study.settings import AppendixSettings
 
-# What `flame.training.optim` does whatever the recipe says.
+# Fixed in `flame.training.optim`; no key of a recipe changes them.
 FIXED = {"optimizer": "AdamW", "schedule": "cosine decay"}
 DIFFERS = "differs"
 Record = dict[str, str | None]
 
 
 def records_of(settings: AppendixSettings, printed: Sequence[Record]) -> list[Record]:
-    """Every text of the paper and of the study, and whether they differ.
+    """Values of the paper and of the study, and whether they differ.
 
     Args:
         settings: the recipe, or the facets and prompts.
-        printed: lines of the paper's table.
+        printed: rows of the paper's table.
     """
     if settings.recipe is not None:
         return recipe_records(settings.recipe, printed)
@@ -30,29 +30,29 @@ def records_of(settings: AppendixSettings, printed: Sequence[Record]) -> list[Re
 
 
 def as_csv(records: Sequence[Record]) -> str:
-    """One line per record."""
+    """CSV with one line per record."""
     return pl.DataFrame(records, infer_schema_length=None).write_csv()
 
 
 def as_markdown(records: Sequence[Record], settings: AppendixSettings) -> str:
-    """The records under the title of the table."""
+    """Markdown of the records, under the title of the table."""
     body = _prompts_body if settings.recipe is None else _recipe_body
     return f"**{settings.table.title}**\n\n{body(records, settings)}"
 
 
 def recipe_records(recipe: Recipe, printed: Sequence[Record]) -> list[Record]:
-    """Lines of Table A1 or A2, and after them every key of a recipe that they do not have.
+    """Records of Table A1 or A2, followed by the recipe keys that the table does not have.
 
     Args:
-        recipe: of the study.
-        printed: lines of the table, with config, key and value.
+        recipe: recipe of the study.
+        printed: rows of the table, with config, key and value.
     """
     values: dict[str, Any] = {**FIXED, **recipe.model_dump(exclude={"augment"})}
     values |= {f"augment.{key}": value for key, value in recipe.augment.model_dump().items()}
     lines = {str(line["key"]): line for line in printed}
     for key in lines:
         if key not in values:
-            raise ValueError(f"no key of a recipe {known(key, values)}")
+            raise ValueError(f"no recipe key {known(key, values)}")
     records = []
     for key in [*lines, *(key for key in values if key not in lines)]:
         ours, paper = _text(values[key]), lines[key]["value"] if key in lines else None
@@ -72,12 +72,12 @@ def recipe_records(recipe: Recipe, printed: Sequence[Record]) -> list[Record]:
 def prompt_records(
     facets: Mapping[str, Facet], prompts: Mapping[str, Prompt], printed: Sequence[Record]
 ) -> list[Record]:
-    """Prompts of Appendix B, and after them every facet that only the study has.
+    """Records of the prompts in Appendix B, followed by the facets that only the study has.
 
     Args:
-        facets: of the study.
-        prompts: of the study; one that embeds captions of kind `long`, one of kind `short`.
-        printed: number, facet, level, text, long, short and template of each prompt.
+        facets: facets of the study.
+        prompts: prompts of the study, one for captions of kind `long`, one for kind `short`.
+        printed: number, facet, level, text, long, short and template of each prompt in the paper.
     """
     lines = {str(line["facet"]): line for line in printed}
     records = []
@@ -94,7 +94,8 @@ def prompt_records(
 
 
 def _recipe_body(records: Iterable[Record], settings: AppendixSettings) -> str:
-    lines = [["config", "key", "paper", "this study", ""], ["---", "---", "---:", "---:", "---"]]
+    lines = [["config", "key", "paper", "this study", "note"]]
+    lines.append(["---", "---", "---:", "---:", "---"])
     others = [["key", "this study", "meaning"], ["---", "---:", "---"]]
     for record in records:
         cells = {key: value or "" for key, value in record.items()}
@@ -106,14 +107,14 @@ def _recipe_body(records: Iterable[Record], settings: AppendixSettings) -> str:
             lines.append([cells["config"], key, cells["paper"], cells["study"], mark])
     towers = ", ".join(settings.backbones) or "none"
     return (
-        f"Recipe *{settings.table.recipe}* of the *{settings.study}* study; visual towers trained "
-        f"by it: {towers}.\n\n{markdown_table(lines)}\n"
-        f"Keys of the recipe that the paper's table does not have:\n\n{markdown_table(others)}"
+        f"Recipe *{settings.table.recipe}* of the *{settings.study}* study. Visual towers trained "
+        f"with it: {towers}.\n\n{markdown_table(lines)}\n"
+        f"Keys of the recipe that are not in the paper's table:\n\n{markdown_table(others)}"
     )
 
 
 def _prompts_body(records: Sequence[Record], settings: AppendixSettings) -> str:
-    lines = [["#", "facet", "level", "distinct part", "long", "short", ""]]
+    lines = [["#", "facet", "level", "text", "long", "short", "note"]]
     lines.append(["---:", *["---"] * 6])
     for record in records:
         study, paper = (_prompt_cells(record, side) for side in ("study", "paper"))
@@ -122,15 +123,16 @@ def _prompts_body(records: Sequence[Record], settings: AppendixSettings) -> str:
         if all(any(side) for side in (study, paper)) and study != paper:
             lines.append(["", "<sub>paper</sub>", *(f"<sub>{cell}</sub>" for cell in paper), ""])
     return (
-        f"The prompts of the *{settings.study}* study, with those of the paper where the two "
-        "differ. *long*, *short*: whether a prompt is a default for long and for short captions.\n"
-        f"\n{markdown_table(lines)}\n{_template_table(records, settings)}"
+        f"Facets of the *{settings.study}* study. Where one differs from the paper's, the paper's "
+        "is shown below it. *long*, *short*: whether it is used by default for long and for short "
+        f"captions.\n\n{markdown_table(lines)}\n"
+        f"Templates of the prompts:\n\n{_template_table(records, settings)}"
     )
 
 
 def _template_table(records: Iterable[Record], settings: AppendixSettings) -> str:
     paper = dict.fromkeys(r["template paper"] for r in records if r["template paper"])
-    lines = [["prompt", "captions", "whole template", ""], ["---", "---", "---", "---"]]
+    lines = [["prompt", "captions", "template", "note"], ["---", "---", "---", "---"]]
     lines += [["paper", "", f"`{template}`", ""] for template in paper]
     for name, prompt in settings.prompts.items():
         mark = bold(None if prompt.template in paper else DIFFERS)
@@ -143,7 +145,7 @@ def _prompt_cells(record: Record, side: str) -> list[str]:
 
 
 def _study_prompt(name: str, facets: Mapping[str, Facet], prompts: Mapping[str, Prompt]) -> Record:
-    """Level, text, defaults and template of a facet; nothing if the study does not have it."""
+    """Level, text, defaults and template of a facet; empty if the study does not have it."""
     if name not in facets:
         return {}
     by_kind = {kind: prompt for prompt in prompts.values() for kind in prompt.captions}
@@ -172,7 +174,7 @@ def _meaning(key: str) -> str | None:
 
 
 def _text(value: Any) -> str:
-    """A value as the paper's tables print such: `4,096`, `5e-4`, `0.9, 0.98`."""
+    """A value as the paper's tables print it: `4,096`, `5e-4`, `0.9, 0.98`."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
@@ -186,7 +188,7 @@ def _text(value: Any) -> str:
 
 
 def _parsed(text: str) -> list[float | str]:
-    """Numbers of a text, so that two ways to print one are the same."""
+    """Numbers and words of a text, so that two notations of a number compare equal."""
     parts: list[float | str] = []
     for part in text.split(", "):
         try:

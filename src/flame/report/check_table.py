@@ -1,4 +1,4 @@
-"""A filled table with a tolerance -> which measured numbers agree with the published ones."""
+"""A check: which measured numbers agree with published ones, within a tolerance."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -12,40 +12,38 @@ from flame.study.schema.tables import Column, Row, Table
 from flame.study.settings import TableSettings
 
 HEAD = """\
-Measured in the *{study}* study, beside what others published of the same weights, in percent;
-`{file}` names the sources. In brackets, behind each benchmark, the data
-set that was measured for it. Of {total} numbers **{agrees} agree**, **{differs} differ** and
+Results of the *{study}* study compared with published numbers of the same weights, in percent.
+Sources: `{file}`. Of {total} numbers, **{agrees} agree**, **{differs} differ** and
 {missing} were not measured.
 
-A number **agrees** if it is no further than {tolerance:g} points from the published one; else it
-**differs**, and the last column says where to look first. Under each measured number, in small
-print, its 95 % bootstrap interval over the queries. It has no part in the verdict: both numbers are
-of the same queries.
+- A number **agrees** if it is within {tolerance:g} points of the published one. Otherwise it
+  **differs**, and the verdict suggests where to look first.
+- Brackets after a benchmark: the data set that was measured.
+- Small print below a measured number: 95 % bootstrap interval over the queries. It does not affect
+  the verdict, since both numbers come from the same queries.
 """
-# Where to look, by what else differs.
-DATA = "most baselines differ here: look at images and texts of the data set"
-TOWER = "most lines of this baseline differ: look at its weights, preprocessing and tokenizer"
-BOTH = (
-    "little else differs: look at how this baseline reads these texts (length, language, template)"
-)
+# Hints on the cause, by what else differs.
+DATA = "most baselines differ on this benchmark: check the images and texts of the data set"
+TOWER = "most numbers of this baseline differ: check its weights, preprocessing and tokenizer"
+BOTH = "isolated difference: check how this baseline reads these texts (length, language, template)"
 
 Word = Literal["agrees", "differs", "not measured"]
 
 
 class Check(NamedTuple):
-    """A measured number beside the published one."""
+    """A measured number and its published counterpart."""
 
     row: Row
     column: Column
     published: float
     measured: Estimate | None
     difference: float | None
-    """Points by which it was measured higher, rounded to the two decimals of published numbers."""
+    """Measured minus published, in points, rounded to two decimals as published numbers are."""
     word: Word
 
 
 def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
-    """One line for each number."""
+    """CSV with one line per number."""
     checks = _checked(cells, settings.table)
     records = [
         {
@@ -59,7 +57,7 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
             "95% high": check.measured and check.measured.high,
             "difference": check.difference,
             "verdict": check.word,
-            "look at": _look_at(check, checks),
+            "hint": _hint(check, checks),
         }
         for check in checks
     ]
@@ -67,7 +65,7 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
 
 
 def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
-    """The same, to be read, with how many agree."""
+    """Markdown with one line per number, under a summary."""
     table, checks = settings.table, _checked(cells, settings.table)
     words = [check.word for check in checks]
     head = HEAD.format(
@@ -89,7 +87,7 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
         "verdict",
     ]
     rule = ["---"] * 3 + ["---:"] * 3 + ["---"]
-    lines = [_line(check, _look_at(check, checks), settings) for check in checks]
+    lines = [_line(check, _hint(check, checks), settings) for check in checks]
     return f"**{table.title}**\n\n{head}\n{markdown_table([names, rule, *lines])}"
 
 
@@ -106,17 +104,17 @@ def _check(row: Row, column: Column, cell: Cell, table: Table) -> Check:
     assert table.tolerance is not None
     if cell.paper is None:
         what = f"{name.benchmark} {name.metric} of {row.label!r}"
-        raise ValueError(f"{table.reported.file}: no number to check {what} against")
+        raise ValueError(f"{table.reported.file}: no published number for {what}")
     if measured is None:
         return Check(row, column, cell.paper, None, None, "not measured")
-    # What is shown is what is judged: no difference of 0.5000000000000142, and none of -0.00.
+    # Judge the rounded value that is shown, not 0.5000000000000142; `+ 0.0` turns -0.0 into 0.0.
     difference = round(measured.value - cell.paper, 2) + 0.0
     word: Word = "agrees" if abs(difference) <= table.tolerance else "differs"
     return Check(row, column, cell.paper, measured, difference, word)
 
 
-def _look_at(check: Check, checks: Sequence[Check]) -> str | None:
-    """Where the cause of a difference may be; None where there is none."""
+def _hint(check: Check, checks: Sequence[Check]) -> str | None:
+    """Where the cause of a difference may lie; None if the numbers agree."""
     if check.word != "differs":
         return None
     here = [c for c in checks if c.column.benchmark == check.column.benchmark]
@@ -132,14 +130,14 @@ def _most_differ(checks: Iterable[Check]) -> bool:
     return words.count("differs") > len(words) / 2
 
 
-def _line(check: Check, look_at: str | None, settings: TableSettings) -> Sequence[str]:
+def _line(check: Check, hint: str | None, settings: TableSettings) -> Sequence[str]:
     benchmark = f"{check.column.benchmark} [{measured_on(check.column, settings)}]"
     measured = difference = ""
     if check.measured is not None:
         ends = f"{check.measured.low:.1f}-{check.measured.high:.1f}"
         measured = f"{check.measured.value:.2f}<br><sub>{ends}</sub>"
         difference = f"{check.difference:+.2f}"
-    verdict = f"**differs**: {look_at}" if look_at else check.word
+    verdict = f"**differs**: {hint}" if hint else check.word
     metric = metric_name(check.column.metric)
     published = f"{check.published:.2f}"
     return check.row.label, benchmark, metric, published, measured, difference, verdict

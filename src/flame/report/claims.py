@@ -1,4 +1,4 @@
-"""Claims of the paper -> what was measured of them, and whether they hold."""
+"""Claims of the paper and whether they hold, judged by measured differences and ratios."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,55 +13,57 @@ from flame.study.schema.tables import Claim
 from flame.study.settings import ClaimsSettings
 
 Word = Literal["holds", "does not hold", "cannot be tested here"]
-MOST_NAMED = 4  # benchmarks of a claim; of more, their number and the first and last
+MOST_NAMED = 4  # benchmarks listed for a claim; of more, only the number, the first and the last
 WORDS: tuple[Word, ...] = ("holds", "does not hold", "cannot be tested here")
 PREAMBLE = """\
 # Claims of the paper in the *{study}* study
 
-What FLAME (arXiv 2411.11927) says, held against what the *{study}* study measured. {total} claims;
-**holds: {holds}**, **does not hold: {fails}**, **cannot be tested here: {untested}**. In brackets,
-behind each benchmark of the paper, the data set that was measured for it; where it is another one,
-only the sign of a difference is comparable with the paper's, not its size.
+Claims of FLAME (arXiv 2411.11927), judged by the results of the *{study}* study.
+{total} claims: **{holds} hold**, **{fails} do not hold**, **{untested} cannot be tested here**.
 
-A claim **holds** if the whole 95 % interval lies above 0 (or above the ratio that is claimed), not
-its value alone. Otherwise it **does not hold**, and the last column says which way: the interval is
-wholly below 0, so the opposite was found, or it contains 0, so these queries do not decide it.
-Differences are in points, on the same queries for both runs, and the bootstrap draws the same for
-both. Its interval tells what other queries would change, not what another training would{seeds}.
-A ratio of times has, in place of the interval, its range over the rounds of the measurement.
+- A claim **holds** if the whole 95 % interval, not only the value, lies above 0 (or above the
+  claimed ratio). Otherwise it **does not hold**, for one of two reasons: the whole interval lies
+  below 0, so the opposite was measured; or it contains 0, so these queries do not decide.
+- Differences are in percentage points, paired by query: both runs answer the same queries, and each
+  bootstrap sample is drawn for both. The interval covers the choice of queries, not the variation
+  between trainings{seeds}.
+- Brackets after a benchmark: the data set that was measured. If it is a stand-in for the benchmark,
+  only the sign of a difference is comparable with the paper's, not its size.
+- For a ratio of times, the range over the rounds of measurement replaces the interval.
 """
-SEEDS = (
-    "; for\nthat, ± is the standard deviation over the seeds, where both runs have as many of them"
-)
+SEEDS = """\
+; ± is the standard deviation over the seeds, if both runs have the same number
+  of them"""
 
 
 class Verdict(NamedTuple):
-    """What came out for a claim."""
+    """The outcome for one claim."""
 
     claim: Claim
     measured: Estimate | None
-    """Difference in points, or ratio; None where it cannot be tested."""
+    """Difference in points, or ratio; None if the claim cannot be tested."""
     word: Word
     because: str
-    """Where the interval lies, or why there is none."""
+    """Position of the interval, or the reason why there is none."""
 
 
 def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, float]]) -> Verdict:
-    """Hold a claim against what was measured.
+    """Verdict on a claim.
 
-    A claim holds if its whole interval, not only its value, lies above 0, or above the ratio that
-    is claimed.
+    A claim holds if its whole interval, not only its value, lies above 0, or above the claimed
+    ratio.
 
     Args:
-        claim: two runs and what they are compared in, a ratio, or a reason.
-        results: answers of the runs.
-        ratios: name -> value, low, high, as the stage `overhead` measured them.
+        claim: two runs and the metrics they are compared in, a ratio, or the reason why it cannot
+            be tested.
+        results: measured values of the runs.
+        ratios: name -> value, low and high, from the overhead stage.
     """
     if claim.untested is not None:
         return Verdict(claim, None, "cannot be tested here", claim.untested)
     if claim.ratio is not None:
         if claim.ratio not in ratios:
-            raise ValueError(f"no ratio {known(claim.ratio, ratios)} for claim {claim.text!r}")
+            raise ValueError(f"claim {claim.text!r}: no ratio {known(claim.ratio, ratios)}")
         found = ratios[claim.ratio]
         measured = Estimate(found["value"], found["low"], found["high"])
     else:
@@ -70,19 +72,19 @@ def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, floa
         measured = results.difference(claim.better, claim.worse, claim.measures)
     bound = claim.above or 0.0
     if measured.low > bound:
-        return Verdict(claim, measured, "holds", f"the interval is wholly above {bound:g}")
-    where = "is wholly below" if measured.high < bound else "contains"
-    return Verdict(claim, measured, "does not hold", f"the interval {where} {bound:g}")
+        return Verdict(claim, measured, "holds", f"the whole interval is above {bound:g}")
+    because = "the whole interval is below" if measured.high < bound else "the interval contains"
+    return Verdict(claim, measured, "does not hold", f"{because} {bound:g}")
 
 
 def as_csv(verdicts: Iterable[Verdict]) -> str:
-    """One line per claim; differences in points, ratios as they are."""
+    """CSV with one line per claim; differences are in points, ratios plain."""
     records = [_record(verdict) for verdict in verdicts]
     return pl.DataFrame(records, infer_schema_length=None).write_csv(float_precision=2)
 
 
 def as_markdown(verdicts: Sequence[Verdict], settings: ClaimsSettings) -> str:
-    """All claims with their verdicts, under a summary and the rules of the verdicts."""
+    """Markdown page: how many claims hold, how they are judged, and one line per claim."""
     counts = Counter(verdict.word for verdict in verdicts)
     holds, fails, untested = (counts[word] for word in WORDS)
     several = any(len(names) > 1 for names in settings.runs.values())
@@ -101,10 +103,10 @@ def claims_table(verdicts: Iterable[Verdict], datasets: Mapping[str, str]) -> st
     """Markdown table with one line per claim.
 
     Args:
-        verdicts: of each claim.
-        datasets: benchmark -> data set that was measured for it.
+        verdicts: one per claim.
+        datasets: benchmark -> data set that was measured.
     """
-    head = ["claim", "where", "paper", "measured", "verdict"]
+    head = ["claim", "source", "paper", "measured", "verdict"]
     rule = ["---", "---", "---:", "---:", "---"]
     lines = [_line(verdict, datasets) for verdict in verdicts]
     return markdown_table([head, rule, *lines])
@@ -131,8 +133,8 @@ def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:
     paper = "" if claim.reported is None else _amount(claim, claim.reported)
     text = claim.text
     if claim.measures:
-        compared = f"{claim.better} against {claim.worse}"
-        text += f"<br><sub>{compared}, {_compared_in(claim, datasets)}</sub>"
+        compared = f"{claim.better} vs. {claim.worse}"
+        text += f"<br><sub>{compared}: {_compared_in(claim, datasets)}</sub>"
     if measured is None:
         return text, claim.where, paper, "", f"**{verdict.word}**: {verdict.because}"
     ends = f"{_number(claim, measured.low)} to {_number(claim, measured.high)}"
@@ -142,12 +144,12 @@ def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:
 
 
 def _compared_in(claim: Claim, datasets: Mapping[str, str]) -> str:
-    """Benchmarks, each with its metrics and its data set, or how many there are."""
+    """Benchmarks with their data sets and metrics; of many, their number and both ends."""
     metrics: dict[str, list[str]] = {}
     for measure in claim.measures:
         metrics.setdefault(measure.benchmark, []).append(metric_name(measure.metric))
     if len(metrics) > MOST_NAMED:
-        return f"mean of {len(claim.measures)}, {next(iter(metrics))} to {list(metrics)[-1]}"
+        return f"mean of {len(claim.measures)}, from {next(iter(metrics))} to {list(metrics)[-1]}"
     mean = "mean of " if len(claim.measures) > 1 else ""
     texts = (f"{b} [{datasets[b]}] {' and '.join(names)}" for b, names in metrics.items())
     return mean + ", ".join(texts)

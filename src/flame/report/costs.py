@@ -1,7 +1,7 @@
-"""What captioning, embedding and training take: tokens, FLOP, bytes. Formulas, nothing is run.
+"""Cost of captioning, embedding and training in tokens, FLOP and bytes, by formula.
 
-Symbols: P tokens of the prefix (template and caption), S of a facet's suffix, K facets, L layers,
-D width. A FLOP is a multiplication or an addition.
+Symbols: P tokens of the prefix (template and caption), S tokens of a facet's suffix, K facets, L
+layers, D width. A FLOP is one multiplication or one addition.
 """
 
 import json
@@ -16,28 +16,28 @@ from torch.utils.flop_counter import FlopCounterMode
 from flame.study.settings import FlameTraining, LongClipTraining, Training
 from flame.towers.load import create
 
-# Tokens of a caption with its template: DreamLIP's lengths in words, as published.
+# Tokens of a caption with its template, from the caption lengths that DreamLIP published.
 PREFIX_TOKENS = {"raw": 19, "short": 29, "long": 153}
 OTHER_PREFIX_TOKENS = 19  # class texts, pairs of captions
 SUFFIX_TOKENS = 16
 CHARACTERS = {"raw": 80, "short": 110, "long": 600}
 CLIP_TOKENS = 77
-STATE_BYTES = 16  # a parameter in training: float32 weights, gradients and AdamW's two moments
-ACTIVATION_BYTES = 34  # a token, layer and unit of width in bfloat16 (arXiv 2205.05198, Section 4)
+STATE_BYTES = 16  # per trained parameter: float32 weight, gradient and two moments of AdamW
+ACTIVATION_BYTES = 34  # per token, layer and unit of width, bfloat16 (arXiv 2205.05198, Section 4)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder that decide its cost.
+    """Sizes of a decoder that determine its cost.
 
     Args:
         layers: L.
         width: D.
-        heads: query heads.
+        heads: number of query heads.
         head_dim: width of a head.
-        key_heads: heads of keys and values.
+        key_heads: number of key-value heads.
         hidden: width of the gated MLP.
-        vocabulary: tokens.
+        vocabulary: number of tokens.
     """
 
     layers: int
@@ -50,17 +50,17 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer, without its norms."""
+        """Parameters of one layer, norms excluded."""
         attention = self.width * self.head_dim * 2 * (self.heads + self.key_heads)
         return attention + 3 * self.width * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All parameters, with embedding and head."""
+        """All parameters, embedding and head included."""
         return self.layers * self.layer_parameters + 2 * self.vocabulary * self.width
 
 
-# From the models' own configurations; for LLMs that are not downloaded yet.
+# From the models' own configurations, for LLMs that are not downloaded yet.
 SHAPES = {
     "mistralai/Mistral-Nemo-Instruct-2407": Shape(40, 5120, 32, 128, 8, 14336, 131072),
     "mistralai/Mistral-7B-Instruct-v0.3": Shape(32, 4096, 32, 128, 8, 14336, 32768),
@@ -69,7 +69,7 @@ SHAPES = {
 
 
 def shape_of(folder: Path) -> Shape | None:
-    """Sizes of an LLM that was downloaded; nothing if it was not."""
+    """Sizes of a downloaded LLM; None if it has not been downloaded."""
     if not (folder / "config.json").exists():
         return None
     config: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
@@ -89,11 +89,11 @@ def embedding_flop(shape: Shape, prefix: int, suffix: int, facets: int, *, passe
     """FLOP of embedding one caption under K facets.
 
     Args:
-        shape: of the LLM.
+        shape: sizes of the LLM.
         prefix: P.
         suffix: S.
         facets: K.
-        passes: one pass for each facet, instead of one in which they share the prefix.
+        passes: one pass per facet, instead of a single pass in which the facets share the prefix.
     """
     per_token = 2 * shape.layers * shape.layer_parameters
     per_pair = 4 * shape.layers * shape.heads * shape.head_dim
@@ -106,7 +106,7 @@ def embedding_flop(shape: Shape, prefix: int, suffix: int, facets: int, *, passe
 
 
 def store_bytes(rows: int, facets: int, width: int) -> dict[str, int]:
-    """Bytes of a store of K facets in every storage, checksums of the vectors included."""
+    """Bytes of a store per number format, checksums of the vectors included."""
     values, checksums = rows * facets * width, 4 * rows * facets
     sizes = {
         "float16": 2 * values,
@@ -118,12 +118,12 @@ def store_bytes(rows: int, facets: int, width: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TowerCost:
-    """What training a tower takes.
+    """Cost of training a tower.
 
     Args:
-        forward: FLOP of one image (and its texts, where they are encoded) forwards.
-        parameters: that are trained.
-        activations: bytes an image that are kept for the backward pass.
+        forward: FLOP of the forward pass for one image, and its texts where they are encoded.
+        parameters: number of trained parameters.
+        activations: bytes per image kept for the backward pass.
     """
 
     forward: float
@@ -132,11 +132,11 @@ class TowerCost:
 
 
 def tower_cost(settings: Training, dim: int) -> TowerCost:
-    """Cost of a tower, counted on a tower without memory.
+    """Cost of a tower, counted on the meta device.
 
     Args:
-        settings: the training.
-        dim: D of the LLM; for CLIP unused.
+        settings: settings of the training.
+        dim: D of the LLM; unused for CLIP.
     """
     size = settings.backbone.image_size
     with torch.device("meta"):
@@ -150,7 +150,7 @@ def tower_cost(settings: Training, dim: int) -> TowerCost:
     activations = ACTIVATION_BYTES * tokens * width * layers
     if not isinstance(settings, FlameTraining):
         lengths: tuple[int, ...] = (CLIP_TOKENS,)
-        if isinstance(settings, LongClipTraining):  # encodes a long and a short caption
+        if isinstance(settings, LongClipTraining):  # a long and a short caption
             lengths = (settings.context_length, settings.context_length)
         text = settings.text_tower
         weights = 12 * text.layers * text.width**2
@@ -161,7 +161,7 @@ def tower_cost(settings: Training, dim: int) -> TowerCost:
 
 
 def _tokens(visual: Any, size: int) -> tuple[int, int, int]:
-    """Tokens, width and layers of a ViT; of another backbone what a ViT of its width would have."""
+    """Tokens, width and layers of a ViT; for other backbones, those of a ViT of the same width."""
     if hasattr(visual, "patch_embed") and hasattr(visual, "blocks"):
         patches = visual.patch_embed.num_patches + visual.num_prefix_tokens
         return patches, visual.embed_dim, len(visual.blocks)

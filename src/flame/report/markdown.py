@@ -1,5 +1,6 @@
-"""Tables and metric names in the Markdown that people read."""
+"""Markdown tables, and names of metrics for readers."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -7,6 +8,14 @@ def markdown_table(lines: Iterable[Sequence[str]]) -> str:
     """Markdown table of rows of cells; the second row holds the column alignments."""
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def bullet_list(items: Iterable[str]) -> str:
+    """Markdown list, wrapped so that the file is readable as plain text."""
+    return "".join(
+        textwrap.fill(f"- {item}", 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+        for item in items
+    )
 
 
 def bold(text: str | None) -> str:

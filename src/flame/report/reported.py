@@ -1,4 +1,4 @@
-"""What the paper reports: rows of a CSV file, one number or text a row."""
+"""The paper's numbers and texts, from CSV files with one per row."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,37 +10,37 @@ from flame.study.schema.tables import Reported
 
 
 def read(path: Path, reported: Reported) -> pl.DataFrame:
-    """Rows that belong to a table or a figure, all columns as text.
+    """Rows of a table or a figure, all columns as text.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no row matches.
     """
     found = matching(pl.read_csv(path, infer_schema=False), reported.file, reported.match)
     if found.is_empty():
-        raise ValueError(f"{reported.file}: no rows have {reported.match}")
+        raise ValueError(f"{reported.file}: no rows match {reported.match}")
     return found
 
 
 def number(rows: pl.DataFrame, file: str, wanted: Mapping[str, str | int]) -> float | None:
-    """The one number of some rows; None where the paper's is not readable.
+    """The number of the rows that match; None where it is not legible in the paper.
 
     Args:
-        rows: from `read`.
-        file: where they are from, for errors.
-        wanted: column -> value. Several rows may match if they say the same: Table 7 prints its
-            default model twice.
+        rows: rows from `read`.
+        file: their file, for errors.
+        wanted: column -> value. Several rows may match if their numbers are equal: Table 7 prints
+            its default model twice.
 
     Raises:
-        ValueError: no row matches, or some that differ.
+        ValueError: no row matches, or several rows match with different numbers.
     """
     found = matching(rows, file, wanted)["value"].unique()
     if len(found) != 1:
-        raise ValueError(f"{file}: {len(found)} different numbers, not one, have {dict(wanted)}")
+        raise ValueError(f"{file}: expected one number for {dict(wanted)}, found {len(found)}")
     return None if found.item() is None else float(found.item())
 
 
 def matching(rows: pl.DataFrame, file: str, wanted: Mapping[str, str | int]) -> pl.DataFrame:
-    """Rows whose columns have the values that are wanted."""
+    """Rows whose columns have the wanted values."""
     for name in wanted:
         if name not in rows.columns:
             raise ValueError(f"{file}: no column {known(name, rows.columns)}")

@@ -1,4 +1,4 @@
-"""Answers of evaluated trainings -> values of runs, and differences between them, in percent."""
+"""Values of runs and paired differences between runs, in percent, with bootstrap intervals."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,38 +18,38 @@ from flame.study.schema.tables import Measure
 
 
 class Estimate(NamedTuple):
-    """A value or a difference, in percent or points."""
+    """A value in percent, or a difference in points."""
 
     value: float
     low: float
     high: float
     """Ends of the 95 % bootstrap interval over the queries."""
     std: float | None = None
-    """Sample standard deviation over the trainings; None of a single one."""
+    """Sample standard deviation over the trainings; None for a single training."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of some runs, each trained once or several times."""
+    """Per-query results of runs, each trained with one or several seeds."""
 
     answers: Mapping[tuple[str, str, str], Queries]
     """(training, benchmark, metric) -> queries."""
     runs: Mapping[str, tuple[str, ...]]
-    """Run -> its trainings, one a seed."""
+    """Run -> its trainings, one per seed."""
     bootstrap: Bootstrap
 
     def rate(self, run: str, measures: Sequence[Measure]) -> Estimate:
-        """Unweighted mean of some measures, and over the trainings of the run."""
+        """Value of a run: the unweighted mean of some measures, over the trainings of the run."""
         each = [self._mean((training,), measures) for training in self._trainings(run)]
         return self._estimate(measures, each)
 
     def difference(self, better: str, worse: str, measures: Sequence[Measure]) -> Estimate:
-        """How far a run is above another, query by query: the same ones are drawn for both.
+        """Difference of two runs, paired by query: bootstrap samples are the same for both.
 
-        Where both were trained as often, `std` is that over the pairs of trainings.
+        If both runs have the same number of trainings, `std` is over pairs of trainings.
 
         Raises:
-            ValueError: the two were not asked the same queries.
+            ValueError: the two runs have different queries.
         """
         sides = self._trainings(better), self._trainings(worse)
         pairs: list[tuple[tuple[str, ...], tuple[str, ...]]] = [sides]
@@ -78,11 +78,11 @@ class Results:
         raise ValueError(f"benchmark {key[1]!r} has no metric {known(key[2], metrics)}")
 
     def _mean(self, trainings: Sequence[str], measures: Sequence[Measure]) -> list[Queries]:
-        """Mean over trainings, query by query, of each measure."""
+        """Per-query mean over trainings, for each measure."""
         return [_mean([self._queries(t, measure) for t in trainings]) for measure in measures]
 
     def _estimate(self, measures: Sequence[Measure], each: Sequence[Sequence[Queries]]) -> Estimate:
-        """Estimate from the queries of every training and, within it, every measure."""
+        """Estimate from queries per training and, within it, per measure."""
         totals = [fmean(float(queries.values.mean()) for queries in one) for one in each]
         together = defaultdict(list)
         for measure, trainings in zip(measures, zip(*each, strict=True), strict=True):
@@ -100,16 +100,16 @@ def read(
     runs: Mapping[str, tuple[str, ...]],
     bootstrap: Bootstrap,
 ) -> Results:
-    """Results from what `evaluate` and `fewshot` wrote.
+    """Results from the files of the evaluate and few-shot stages.
 
     Args:
         metrics: JSON files.
         hits: the Parquet file beside each of them, in any order.
         runs: run -> its trainings.
-        bootstrap: of every interval.
+        bootstrap: settings of all intervals.
 
     Raises:
-        ValueError: a file lacks its other half, or the two do not tell the same.
+        ValueError: a JSON file has no Parquet file beside it, or the two contradict each other.
     """
     tables = {path.with_suffix(""): path for path in hits}
     answers: dict[tuple[str, str, str], Queries] = {}
@@ -125,11 +125,11 @@ def read(
 def _mean(trainings: Sequence[Queries]) -> Queries:
     keys = trainings[0].keys
     if any(queries.keys != keys for queries in trainings):
-        raise ValueError("trainings of one run were not asked the same queries")
+        raise ValueError("trainings of one run have different queries")
     return Queries(keys, np.mean([queries.values for queries in trainings], axis=0))
 
 
 def _minus(better: Queries, worse: Queries, runs: tuple[str, str]) -> Queries:
     if better.keys != worse.keys:
-        raise ValueError(f"runs {runs[0]!r} and {runs[1]!r} were not asked the same queries")
+        raise ValueError(f"runs {runs[0]!r} and {runs[1]!r} have different queries")
     return Queries(better.keys, better.values - worse.values)

@@ -1,4 +1,4 @@
-"""A filled table of the paper -> CSV and Markdown."""
+"""A table of the paper, filled with measured and reported numbers, as CSV and as Markdown."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -6,41 +6,38 @@ from typing import NamedTuple
 
 import polars as pl
 
-from flame.report.markdown import markdown_table, metric_name
+from flame.report.markdown import bullet_list, markdown_table, metric_name
 from flame.report.reported import matching, number
 from flame.report.results import Estimate, Results
 from flame.study.schema.tables import Column, Row, Table
 from flame.study.settings import TableSettings
 
 MEASURED = """\
-Measured in the *{study}* study, in percent. In italics, under each benchmark of the paper, the data
-set that was measured for it: where it is another one, it stands in for the benchmark.
+Results of the *{study}* study, in percent. The data set in italics below each benchmark is the one
+that was measured; if it is not the benchmark itself, it is a stand-in for it.
 """
-INTERVALS = """\
-Under each measured number, in small print, the 95 % bootstrap interval over the queries.
-"""
-SEEDS = """\
-Where a run was trained with several seeds: their mean ± standard deviation.
-"""
-GAINS = """\
-In parentheses, the gain over the same tower trained as CLIP; with a paired interval where measured.
-"""
-PAPER = """\
-Lines marked "paper" or "reported" are numbers that the paper prints, on the benchmarks themselves;
-nothing was measured for a line marked "reported". Where another data set stands in, the sizes of
-measured and printed numbers are not comparable, only how a column runs from row to row.
-"""
-BEST = """\
-Bold: the best of a column, among the measured and among the printed numbers.
-"""
+INTERVALS = "Small print below a measured number: 95 % bootstrap interval over the queries."
+SEEDS = "Runs trained with several seeds: mean ± standard deviation over the seeds."
+GAINS = (
+    "In parentheses: gain over the same tower trained as CLIP, with a paired interval if measured."
+)
+PAPER = (
+    'Rows marked "paper" or "reported": numbers printed in the paper, on its own benchmarks. Rows '
+    'marked "reported" were not measured here. If a data set is a stand-in, absolute values are '
+    "not comparable with the paper's, only the trend from row to row is."
+)
+BEST = (
+    "Bold: highest value of a column, separately for measured and printed numbers; this does not "
+    "imply a significant difference."
+)
 
 
 class Cell(NamedTuple):
-    """A row in a column."""
+    """One cell: a row in a column."""
 
     measured: Estimate | None
     paper: float | None
-    """In percent, as the paper prints it."""
+    """In percent, as printed in the paper."""
     gain: Estimate | None = None
     paper_gain: float | None = None
     """In points."""
@@ -50,21 +47,22 @@ def fill(results: Results, printed: pl.DataFrame, table: Table) -> list[list[Cel
     """Cells of a table, row by row.
 
     Args:
-        results: of the runs.
-        printed: the table's numbers in the paper.
+        results: measured values of the runs.
+        printed: the paper's numbers for this table.
         table: rows and columns.
     """
     return [[cell(results, printed, table, row, c) for c in table.columns] for row in table.rows]
 
 
 def cell(results: Results, printed: pl.DataFrame, table: Table, row: Row, column: Column) -> Cell:
-    """What was measured, and what the paper reports, for a row in a column.
+    """The measured value and the paper's number for a row in a column.
 
     Args:
-        results: of the runs.
-        printed: the table's numbers in the paper; a benchmark that none of them is of has none.
-        table: where they are from.
-        row: its run, and which of the numbers belong to it.
+        results: measured values of the runs.
+        printed: the paper's numbers for this table. A benchmark that does not occur in them has no
+            reported number.
+        table: names the file of the paper's numbers.
+        row: the run, and the selection of its reported numbers.
         column: benchmarks and metric.
     """
     measured, gain, paper, paper_gain = None, None, None, None
@@ -77,14 +75,14 @@ def cell(results: Results, printed: pl.DataFrame, table: Table, row: Row, column
         wanted = {**row.reported, **name.model_dump()}
         paper = number(printed, table.reported.file, wanted)
         gains = wanted | {"metric": f"{name.metric}_gain_over_clip"}
-        # Table 7 prints a gain of visual backbones, and none of LLMs.
+        # Table 7 prints gains for visual backbones, but not for LLMs.
         if row.gain_over and not matching(printed, table.reported.file, gains).is_empty():
             paper_gain = number(printed, table.reported.file, gains)
     return Cell(measured, paper, gain, paper_gain)
 
 
 def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
-    """One line per row and one column per number, which are rounded to one decimal."""
+    """CSV with one line per row and one column per number, rounded to one decimal."""
     table = settings.table
     columns: dict[str, Sequence] = {table.row_header: [row.label for row in table.rows]}
     several = any(len(names) > 1 for names in settings.runs.values())
@@ -102,7 +100,7 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
 
 
 def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
-    """A line of measured numbers and a line of the paper's for each row, under a grouped head."""
+    """Markdown with a line of measured and a line of reported numbers per row, and notes."""
     table = settings.table
     columns = list(zip(*cells, strict=True))
     values = [_emphasize_best([c.measured and c.measured.value for c in cs]) for cs in columns]
@@ -117,12 +115,12 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
             label = f"{row.label} <sub>(reported)</sub>" if row.run is None else "<sub>paper</sub>"
             lines.append([label, *texts])
     head = MEASURED.format(study=settings.study)
-    notes = "".join(_notes(settings))
+    notes = bullet_list(_notes(settings))
     return f"**{table.title}**\n\n{head}\n{markdown_table(lines)}\n{notes}"
 
 
 def measured_on(column: Column, settings: TableSettings) -> str:
-    """Data set behind a column, or of how many it is the mean."""
+    """Data set of a column, or `mean of n`."""
     num = len(column.measures)
     return f"mean of {num}" if num > 1 else _datasets(column, settings)[0]
 
@@ -130,7 +128,7 @@ def measured_on(column: Column, settings: TableSettings) -> str:
 def _numbers(
     estimates: Sequence[Estimate | None], name: str, several: bool
 ) -> dict[str, list[float | None]]:
-    """Head -> value, ends of the interval and, with several trainings, their deviation."""
+    """Columns of value, interval ends and, with several seeds, standard deviation."""
     heads = {name: "value", f"{name} 95% low": "low", f"{name} 95% high": "high"}
     if several:
         heads[f"{name} std"] = "std"
@@ -141,12 +139,12 @@ def _numbers(
 
 
 def _head(settings: TableSettings) -> list[list[str]]:
-    """Lines with benchmarks, rule, data sets, metrics."""
+    """The first four rows: benchmarks, alignments, data sets, metrics."""
     table = settings.table
     benchmarks, datasets = [table.row_header], [""]
     for benchmark, group in groupby(table.columns, key=lambda column: column.benchmark):
         column, *others = group
-        # Markdown cannot join cells: a group's name stands over its first column.
+        # Markdown cannot merge cells: the name of a group stands over its first column.
         benchmarks += [benchmark] + [""] * len(others)
         datasets += [f"*{measured_on(column, settings)}*"] + [""] * len(others)
     rule = ["---"] + ["---:"] * len(table.columns)
@@ -155,7 +153,7 @@ def _head(settings: TableSettings) -> list[list[str]]:
 
 
 def _measured(value: str, cell: Cell) -> str:
-    """`71.2 ± 0.8 (+3.1)`, and in small print both intervals."""
+    """`71.2 ± 0.8 (+3.1)`, with both intervals in small print."""
     assert cell.measured is not None
     spread = "" if cell.measured.std is None else f" ± {cell.measured.std:.1f}"
     ends = f"{cell.measured.low:.1f}-{cell.measured.high:.1f}"
@@ -171,7 +169,7 @@ def _paper(value: str, cell: Cell) -> str:
 
 
 def _notes(settings: TableSettings) -> Iterable[str]:
-    """What is to be known of the numbers, as far as the table has such."""
+    """Notes on the kinds of numbers that occur in the table."""
     rows: Sequence[Row] = settings.table.rows
     if any(row.run for row in rows):
         yield INTERVALS
@@ -184,11 +182,11 @@ def _notes(settings: TableSettings) -> Iterable[str]:
     yield BEST
     for column in {column.benchmark: column for column in settings.table.columns}.values():
         if len(column.measures) > 1:
-            yield f"*{column.benchmark}*: mean of {', '.join(_members(column, settings))}.\n"
+            yield f"*{column.benchmark}*: mean of {', '.join(_members(column, settings))}."
 
 
 def _members(column: Column, settings: TableSettings) -> list[str]:
-    """Data sets that a mean is taken of, with the metric where there are several metrics."""
+    """Data sets of a mean, each with its metric if the metrics differ."""
     measures = column.measures
     if len({measure.metric for measure in measures}) == 1:
         return [settings.datasets[measure.benchmark] for measure in measures]
@@ -196,12 +194,12 @@ def _members(column: Column, settings: TableSettings) -> list[str]:
 
 
 def _datasets(column: Column, settings: TableSettings) -> list[str]:
-    """Data sets behind a column, each once."""
+    """Data sets of a column, without duplicates."""
     return list(dict.fromkeys(settings.datasets[m.benchmark] for m in column.measures))
 
 
 def _emphasize_best(values: Sequence[float | None]) -> list[str]:
-    """Values with one decimal, the largest in bold, missing ones empty."""
+    """Values with one decimal: the largest in bold, missing ones empty."""
     texts = ["" if value is None else f"{value:.1f}" for value in values]
     best = max(texts, key=lambda text: float(text or "-inf"))
     return [f"**{text}**" if text and text == best else text for text in texts]
