@@ -103,8 +103,8 @@ docs-results: setup ## docs/results and the README's Table 6 and figures, from t
 		sed -n "1{s/[*#]//g;s/^ *//;s|.*|- [&]($$page)|;p;}" $$page; done | (cd ../.. && $(call between,tables,$(PAGE)))
 	(echo; cd docs/results && for figure in *.png; do echo "![$${figure%.png}]($$figure)"; done) \
 		| $(call between,figures,$(PAGE))
-	(echo; cd docs/results && for figure in figure4.png figure6.png; do \
-		echo "<img src=\"docs/results/$$figure\" alt=\"$${figure%.png} of the demo study\" width=\"49%\">"; done) \
+	(echo; test ! -f docs/results/figure4.png || echo '<img src="docs/results/figure4.png" width="49%" alt="Retrieval in 14 languages: CLIP and FLAME, trained on English captions">'; \
+		test ! -f docs/results/figure6.png || echo '<img src="docs/results/figure6.png" width="49%" alt="FLAME trained with one to nine prompts, with 95 % intervals">') \
 		| $(call between,figures,README.md)
 	sed -n '/^| prompts/,/^$$/p' $(RESULTS)/table6.md \
 		| sed -e 's/<br><sub>[^|]*<\/sub>//g' -e '/<sub>paper/d' -e '/^$$/d' | $(call between,table6,README.md)

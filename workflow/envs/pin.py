@@ -1,9 +1,9 @@
-"""Pin, in a conda environment, all that its pip packages need.
+"""Pin the dependencies of a conda environment's pip packages.
 
     python workflow/envs/pin.py FILE [options of `uv pip compile`]
 
-The first part of the pip section is written by hand. What stands below `NEEDED` is written here, by
-`make lock`: Snakemake's own lock of an environment, a pin file, would leave the pip section out.
+The first part of the pip section is written by hand; `make lock` calls this to write everything below
+`NEEDED`. Snakemake's own pin files do not cover the pip section.
 """
 
 import json
@@ -32,7 +32,7 @@ def pip_section(text: str) -> list[str]:
 
 
 def line(package: Requirement) -> str | None:
-    """A package as the environment names it; None if the environment has no use for it."""
+    """The line of a package in the environment; None if no machine needs it."""
     there = [
         machine
         for machine in MACHINES
@@ -46,7 +46,7 @@ def line(package: Requirement) -> str | None:
 
 
 def resolve(pins: list[str], options: list[str]) -> list[str]:
-    """Pins, and those of all that they need, with the machines that they are for."""
+    """Pins with those of all dependencies, and the machines that they apply to."""
     machines = [
         f"python_version == '3.11' and sys_platform == '{machine['sys_platform']}'"
         f" and platform_machine == '{machine['platform_machine']}'"
@@ -70,7 +70,7 @@ def resolve(pins: list[str], options: list[str]) -> list[str]:
 
 
 def pinned(text: str, options: list[str]) -> str:
-    """The environment with the second part of its pip section made anew."""
+    """The environment with the second part of its pip section rewritten."""
     by_hand = text.split(NEEDED)[0]
     named = pip_section(by_hand)
     lines = [line(Requirement(entry)) for entry in resolve(named, options)]
