@@ -97,15 +97,18 @@ def test_relative_links_exist(page):
             assert not anchor or anchor in anchors(target), link
 
 
-def test_every_test_that_the_faults_name_exists():
-    page = (ROOT / "docs/faults.md").read_text()
-    files = set(re.findall(r"`((?:tests/[\w/]*)?test_\w+\.py)`", page))
-    assert files
-    for name in files:
-        assert (ROOT / name if "/" in name else ROOT / "tests/faults" / name).is_file(), name
-    tests = "".join(path.read_text() for path in (ROOT / "tests/faults").glob("test_*.py"))
-    for name in re.findall(r"`(test_\w+)\.\.\.`", page):
-        assert f"def {name}" in tests, name
+def test_every_test_that_the_faults_name_is_where_they_say():
+    found = 0
+    for row in re.findall(r"^\| .+ \|$", (ROOT / "docs/faults.md").read_text(), re.M):
+        text = ""
+        for name in re.findall(r"`((?:tests/[\w/]*)?test_[\w.]+)`", row.split(" | ")[-1]):
+            if name.endswith(".py"):
+                path = ROOT / name if "/" in name else ROOT / "tests/faults" / name
+                text = path.read_text()
+                found += 1
+            else:
+                assert f"def {name.rstrip('.')}" in text, name
+    assert found > 50
 
 
 def test_the_example_study_is_valid(squares):

@@ -2,7 +2,7 @@
 
     python workflow/envs/pin.py FILE [options of `uv pip compile`]
 
-The first part of the pip section is written by hand; `make lock` calls this to write everything below
+The first part of the pip section is written by hand; `make lock` calls this to write what follows
 `NEEDED`. Snakemake's own pin files do not cover the pip section.
 """
 
