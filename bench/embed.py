@@ -1,6 +1,6 @@
 """Speed of embedding K facets of a caption: one pass, K passes, the release's dense pass.
 
-    PYTHONPATH=src python bench/embed.py resources/llms/smollm2-135m --captions 256 --threads 2
+    python bench/embed.py resources/llms/smollm2-135m --captions 256 --threads 2
 
 Prints, for each way, the best time of several interleaved rounds, and what the saved tokens
 promise: R = K (P + S) / (P + K S), with P tokens of a prefix and S of a facet suffix on average.

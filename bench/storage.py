@@ -1,7 +1,7 @@
 """What 8 bits cost: size and error of a run's stores, and recall of the tower trained on them.
 
-    PYTHONPATH=src python bench/storage.py             # after `make table6`
-    PYTHONPATH=src python bench/storage.py --errors    # stores only, no training
+    python bench/storage.py             # after `make table6`
+    python bench/storage.py --errors    # stores only, no training
 
 Takes the float16 stores of a FLAME run and of its benchmarks from a folder in which a study was
 run, writes them anew as float16, fp8 and int8 by the package's own writer, and compares. Then it

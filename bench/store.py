@@ -1,7 +1,7 @@
 """Time to read a training batch: our store, one .pth file an image, a plain memory map.
 
-    PYTHONPATH=src python bench/store.py
-    PYTHONPATH=src python bench/store.py --dim 5120 --rows 2000
+    python bench/store.py
+    python bench/store.py --dim 5120 --rows 2000
 
 The official FLAME release keeps one .pth file (K, d) for every image; a memory map
 has no format at all. The three hold the same rows; batches are read from them in turn, and the

@@ -169,6 +169,7 @@ def test_the_environment_of_vllm_has_all_that_captioning_imports():
     there = with_needs(versions(requirements(VLLM)))
     modules = metadata.packages_distributions()
     refused = {m for m in modules if there.isdisjoint(map(canonicalize_name, modules[m]))}
+    refused.discard("flame")  # of the environment that runs Snakemake
     assert refused >= {"zarr", "timm", "open_clip", "matplotlib", "snakemake"}
     caption = without(refused, "flame.caption")
     assert caption.returncode == 0, caption.stderr

@@ -143,6 +143,37 @@ def test_another_checkout_runs_anew_only_what_it_reports_otherwise(finished, tmp
     assert planned(finished, TINY, root=tmp_path) == {"results/table6.csv", "results/table6.md"}
 
 
+DECOY = 'raise SystemExit("another checkout, which the environment has installed")'
+
+
+def test_a_checkout_runs_its_own_package_whatever_the_environment_has_installed(tmp_path):
+    checkout, other, env = (tmp_path / name for name in ("checkout", "other", "env"))
+    for name in ("src", "workflow", "config"):
+        shutil.copytree(ROOT / name, checkout / name, copy_function=shutil.copy)
+    shutil.copy(ROOT / "environment.yml", checkout)
+    program = checkout / "src/flame/download.py"
+    main = 'if __name__ == "__main__":'
+    program.write_text(program.read_text().replace(main, f"print('this is', __file__)\n{main}"))
+    (other / "flame").mkdir(parents=True)
+    (other / "flame/__init__.py").write_text(DECOY)
+    # An environment with the packages of this one, and another checkout installed editable.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
+    places = [other, *(path for path in sys.path if path.endswith("site-packages"))]
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "__editable__.flame.pth").write_text("".join(f"{place}\n" for place in places))
+    python = env / "bin/python"
+    installed = subprocess.run([python, "-c", "import flame"], capture_output=True, text=True)
+    assert installed.stderr.strip() == DECOY.split('"')[1]
+
+    target = "resources/datasets/tints"
+    arguments = command(tmp_path / "run", TINY, "--cores", "1", target)[1:]
+    done = subprocess.run([python, *arguments], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / target / "manifest.json").is_file()
+    (log,) = (tmp_path / "run/logs").rglob("*tints*.log")
+    assert f"this is {program}\n" in log.read_text()
+
+
 TABLE = "results/table6.*"
 TOWERS = ["results/train/*", "results/evaluate/*", TABLE]
 COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
