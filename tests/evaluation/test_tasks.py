@@ -45,7 +45,9 @@ def normal(generator, rows, dim=16):
 
 
 def test_every_task_is_found_by_its_name():
-    assert task_names() == ["compose", "probe", "retrieval", "zeroshot", FEWSHOT]
+    *modules, last = task_names()
+    assert {"compose", "probe", "retrieval", "zeroshot"} <= set(modules)
+    assert (modules, last) == (sorted(modules), FEWSHOT)
     assert tasks.module("retrieval") is retrieval
     with pytest.raises(ValueError, match=r"'retrievel' \(did you mean 'retrieval'\?\)"):
         tasks.module("retrievel")

@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Captioner = VllmCaptioner | ServerCaptioner | TransformersCaptioner
 
-BLOCK = 1 << 20  # characters of a JSON file read at a time
-LARGEST = 16 * BLOCK  # characters of an object in it
 DEAD = 16  # failed requests from which the engine is to blame, not the images
 
 
