@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from flame import download
-from flame.captioning.describe import raw_captions, read_objects
+from flame.captioning.describe import raw_captions
 from flame.captioning.parts import Row, description, write_chunk
 from flame.data import datasets
 from flame.data.datasets import Sample, Skipped, _links
-from flame.data.datasets._published import items_of, lines_of
 from flame.data.images import RESIZES, ImageReader
+from flame.data.json_objects import read_objects
 from flame.data.shards import ImageError, ShardWriter
 from flame.embed import embed
 from flame.embedding import checkpoints, provenance, store
@@ -321,12 +321,12 @@ def test_captions_of_another_encoding_are_left_out_and_told(tmp_path):
     assert kept.captions == {"raw": ["a dog"]}
 
 
-@pytest.mark.parametrize("reader", [read_objects, lines_of, items_of])
-def test_published_captions_of_another_encoding_are_named(tmp_path, reader):
+@pytest.mark.parametrize("ends", [(b"[", b"]"), (b"", b"\n")], ids=["list", "lines"])
+def test_published_captions_of_another_encoding_are_named(tmp_path, ends):
     file = tmp_path / "captions.json"
-    file.write_bytes(b'[{"key": "a", "text": "' + LATIN + b'"}]')
+    file.write_bytes(ends[0] + b'{"key": "a", "text": "' + LATIN + b'"}' + ends[1])
     with pytest.raises(ValueError, match=f"{file} is not UTF-8"):
-        list(reader(file))
+        list(read_objects(file))
 
 
 # --- embeddings of another LLM or prompt --------------------------------------------------------
