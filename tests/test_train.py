@@ -390,7 +390,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
 
 def test_vectors_do_not_decay():
     tower = FlameTower(settings().backbone, settings().recipe, DIM)
-    decaying, kept = adamw(tower, settings().recipe).param_groups
+    kept, decaying = adamw(tower, settings().recipe).param_groups
     assert decaying["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0.0
     assert any(param is tower.log_scale for param in kept["params"])

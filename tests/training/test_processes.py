@@ -17,26 +17,31 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
 from flame.embedding import store
 from flame.runtime import command
 from flame.runtime.resumable import resumable
-from flame.study.schema.runs import Recipe
+from flame.study.schema.runs import Backbone, Recipe
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining
+from flame.towers.flame import FlameTower
 from flame.train import train
+from flame.training.processes import Place, sync_batch_norm
 from tests import forks
 
 FACETS = {"scene": " a", "object": " b"}
 # Of 33 images two have no long caption; 31 make five batches of 6 and leave one over.
 IMAGES, BARE, BATCH, EPOCHS, STEPS = 33, 2, 6, 4, 20
 SIZE, DIM = 16, 12
-VIT = {"timm": "test_vit", "image_size": SIZE, "args": {"patch_size": 4, "drop_path_rate": 0.2}}
+VIT = {"timm": "test_vit", "image_size": SIZE, "args": {"patch_size": 4}}
+# Stochastic depth is drawn by each process for its own images.
+DROPPING = VIT | {"args": {"patch_size": 4, "drop_path_rate": 0.2}}
 CNN = {
     "timm": "resnet10t",
     "image_size": SIZE,
-    "args": {"channels": [8, 8, 16, 16], "stem_width": 4, "drop_path_rate": 0.2},
+    "args": {"channels": [8, 8, 16, 16], "stem_width": 4},
 }
 
 
@@ -187,11 +192,11 @@ CASES = {
     "sigmoid": flame(loss="sigmoid", tau=0.1, standardize="center"),
     "weighed": flame(weigh="kinds", facets_per_step=2, gradient_clip=0.5),
     "per-token": flame(projector="per_token"),
-    # Adam turns a gradient that is next to nothing, and so all rounding, into a whole step.
-    "batch-norm": flame(CNN, eps=1e-4),
     "clip": clip(),
     "long-clip": long_clip(),
 }
+# Adam turns a gradient near zero, and so any rounding error, into a whole step.
+BATCH_NORM = flame(CNN, eps=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -212,10 +217,48 @@ def test_many_processes_have_the_loss_curve_of_one(inputs, tmp_path, name):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "batch-norm", "clip"])
 def test_two_gpus_have_the_loss_curve_of_one(inputs, tmp_path, name):
+    wanted = (CASES | {"batch-norm": BATCH_NORM})[name]
     for processes in (1, 2):
-        together(inputs, tmp_path / str(processes), CASES[name], processes, device="cuda")
+        together(inputs, tmp_path / str(processes), wanted, processes, device="cuda")
     found, expected = (curve(tmp_path / n, "loss", "tau") for n in ("2", "1"))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batch-norm", "stochastic-depth"])
+def test_what_each_cpu_process_does_for_itself_is_repeated_to_the_byte(inputs, tmp_path, name):
+    """BatchNorm and stochastic depth: two runs agree, a single process has another loss curve."""
+    wanted = {"batch-norm": BATCH_NORM, "stochastic-depth": flame(DROPPING)}[name]
+    for out in ("once", "again"):
+        together(inputs, tmp_path / out, wanted)
+    assert weights(tmp_path / "once") == weights(tmp_path / "again")
+    losses = curve(tmp_path / "once", "loss")
+    assert losses[-5:].mean() < losses[:5].mean()
+    train(**given(inputs, wanted), out=tmp_path / "alone", settings=wanted)
+    assert np.abs(losses - curve(tmp_path / "alone", "loss")).max() > 1e-3
+    warned = (
+        "BatchNorm layers use the statistics of each process"
+        in words(tmp_path / "once", 0).read_text()
+    )
+    assert warned == (name == "batch-norm")
+
+
+@pytest.mark.parametrize("timm_name", ["resnet10t", "test_efficientnet"])
+def test_batch_norms_become_torchs_on_gpus_and_keep_names_and_activations(timm_name):
+    """The conversion itself needs no GPU."""
+    torch.manual_seed(0)
+    tower = FlameTower(Backbone(timm=timm_name, image_size=32), flame().recipe, DIM)
+    before, images = tower.state_dict(), torch.rand(2, 3, 32, 32)
+    features = tower.eval().encode_image(images)
+    for place in (Place(0, 1, torch.device("cuda")), Place(0, 2, torch.device("cpu"))):
+        sync_batch_norm(tower, place)
+        assert not any(isinstance(each, torch.nn.SyncBatchNorm) for each in tower.modules())
+    sync_batch_norm(tower, Place(1, 2, torch.device("cuda")))
+    norms = [each for each in tower.modules() if isinstance(each, _BatchNorm)]
+    assert {isinstance(each, torch.nn.SyncBatchNorm) for each in norms} == {True}
+    assert list(tower.state_dict()) == list(before)
+    assert torch.equal(tower.encode_image(images), features)
+    trained = {id(each) for each in tower.parameters()}
+    assert {id(each.weight) for each in norms} <= trained
 
 
 def partial_of(out):
@@ -235,7 +278,7 @@ def steps(out):
 
 @pytest.mark.parametrize("told", [[0, 1], [1]], ids=["all", "one"])
 def test_processes_that_are_told_to_stop_do_so_at_one_step_and_go_on(inputs, tmp_path, told):
-    wanted, out = flame(epochs=8, checkpoint_minutes=60), tmp_path / "run"
+    wanted, out = flame(DROPPING, epochs=8, checkpoint_minutes=60), tmp_path / "run"
     running = start(inputs, out, wanted)
     wait_for(running, lambda: steps(out) >= 3)
     for rank in told:

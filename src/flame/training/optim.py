@@ -1,9 +1,10 @@
-"""AdamW as the recipe wants it, its learning rate, and its state as plain tensors."""
+"""AdamW with the settings of a recipe, its learning rate, and its state as plain tensors."""
 
 import math
 from collections.abc import Mapping
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from flame.study.schema.runs import Recipe
@@ -14,8 +15,8 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
     Args:
         step: number of the step, from 0.
-        steps: number of all steps.
-        recipe: has the peak and the length of the warm-up.
+        steps: total number of steps.
+        recipe: peak learning rate and length of the warm-up.
     """
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps
@@ -24,20 +25,13 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Optimizer of all trainable parameters; only matrices and filters decay, as in open_clip."""
-    params = [param for param in model.parameters() if param.requires_grad]
-    groups = [
-        {
-            "params": [p for p in params if p.ndim >= 2],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Optimizer of all trainable parameters. Vectors and scalars do not decay, as in open_clip."""
+    groups = param_groups_weight_decay(model, recipe.weight_decay)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of a training, named `model/<name>` and `optimizer/<key>/<parameter>`."""
+    """All tensors of a checkpoint, named `model/<name>` and `optimizer/<key>/<parameter>`."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for name, param in model.named_parameters():
         for key, value in optimizer.state.get(param, {}).items():
@@ -48,7 +42,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put the tensors of `state_tensors` back."""
+    """Restore the tensors of `state_tensors`."""
     params = dict(model.named_parameters())
     weights = {}
     for name, value in tensors.items():
@@ -58,7 +52,7 @@ def load_state_tensors(
             continue
         key, param_name = rest.split("/", 1)
         param = params[param_name]
-        # In the parameter's own memory format: the fused kernel walks both side by side.
+        # The fused kernel expects the memory format of the parameter.
         like = param.detach() if value.shape == param.shape else value
         optimizer.state[param][key] = torch.empty_like(like).copy_(value)
     model.load_state_dict(weights)

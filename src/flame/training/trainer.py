@@ -53,8 +53,9 @@ class Trainer:
         self.folder, self.place = folder, place
         tower.match(batches.pairs.facets)
         self._step_loss = step_loss(settings, batches.pairs.facets)
+        processes.sync_batch_norm(tower, place)
         self.tower = tower.to(place.device).train()
-        # What DistributedDataParallel adds happens inside its forward and backward.
+        # DistributedDataParallel averages gradients in the backward pass.
         self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
         self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
         self.optimizer = adamw(tower, recipe)
@@ -98,8 +99,9 @@ class Trainer:
         lr = learning_rate(self.step, len(self.batches), recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # A step's randomness depends on its number only, so a checkpoint holds no random states.
-        # What is drawn for the whole batch is drawn by all as the first process draws it.
+        # The randomness of a step depends on its number only, so a checkpoint holds no RNG state.
+        # Dropout and stochastic depth differ between processes. Crops do not: all processes draw
+        # those of the whole batch.
         first, own = ((self.settings.seed, self.step, rank) for rank in (0, self.place.rank))
         torch.manual_seed(generator("dropout", *own).initial_seed())
         pixels = augment(
@@ -112,8 +114,7 @@ class Trainer:
         )
         texts = batch.texts.to(device, non_blocking=True)
         columns = batch.columns.to(device, non_blocking=True)
-        whole = processes.whole_batch(self.place, generator("dropout", *first).initial_seed())
-        with whole, torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self.wrapped(pixels, texts, columns)
         loss = self._step_loss(outputs, batch.columns)
         loss.backward()
