@@ -1,4 +1,4 @@
-"""Files as `evaluate` writes them, from hits that a test names."""
+"""Result files as the evaluate stage writes them, from given hits and misses."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Answers = Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def counted(hits: int, queries: int) -> list[int]:
-    """So many hits, and then misses."""
+    """The given number of hits, followed by misses."""
     return [1] * hits + [0] * (queries - hits)
 
 

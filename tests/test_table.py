@@ -1,4 +1,4 @@
-"""A table holds the measured numbers, their intervals, and the paper's beside them."""
+"""A table holds the measured numbers with their intervals, and the paper's numbers."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from flame.table import COMMANDS, fill_table
 from tests.answers import counted, write
 
 SRC = Path(__file__).parents[1] / "src"
-# As in Table 7, the model with 7 prompts stands there twice.
+# The model with 7 prompts occurs twice, as in Table 7.
 REPORTED = """\
 table,method,prompts,benchmark,metric,value,note
 Table 6,FLAME,1,COCO,i2t_r@1,35.7,"a, note"
@@ -65,7 +65,7 @@ MEAN = {
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[tuple[Path, Path]]:
-    """Results of three trainings; reported.csv stands beside them."""
+    """Results of three trainings, in the same folder as reported.csv."""
     (tmp_path / "reported.csv").write_text(REPORTED)
     return [write(tmp_path, run, answers) for run, answers in MEASURED.items()]
 

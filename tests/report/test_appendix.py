@@ -1,4 +1,4 @@
-"""The study beside what the paper's appendix says, and marked wherever it is not the same."""
+"""The study is compared with the paper's appendix, and every difference is marked."""
 
 from functools import cache
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_table_a2_has_another_batch_and_weight_decay(tmp_path):
 
 
 def test_a_number_that_is_printed_otherwise_is_the_same(tmp_path):
-    """The paper's 5e-4 is 0.0005, and its 0.9 may be given as a whole tuple of floats."""
+    """The paper prints 5e-4 for 0.0005, and a tuple of floats as `0.9, 0.98`."""
     changed = A1.model_copy(update={"lr": 0.0015, "betas": (0.9, 0.95)})
     frame, _ = show(tmp_path, "recipe", "table_a1.csv", recipe=changed)
     different = frame.filter(differs="differs").select("paper", "study").rows()

@@ -1,4 +1,4 @@
-"""A measured number agrees with the published one within the tolerance, or is said to differ."""
+"""A measured number agrees with the published one within the tolerance, or differs."""
 
 import copy
 from pathlib import Path
@@ -39,7 +39,7 @@ MEAN = {"benchmark": "average", "metric": "i2t_r@1", "mean_of": ["de", "fr"]}
 
 
 def checked(folder: Path, rows, columns, tolerance=0.5, **hits: int) -> tuple[list[dict], str]:
-    """Lines of the CSV, and the Markdown; `base_t2i=340` says what was hit otherwise."""
+    """Lines of the CSV, and the Markdown; `base_t2i=340` replaces a count in HITS."""
     files = []
     for run, counts in HITS.items():
         changed = {name.split("_")[1]: n for name, n in hits.items() if name.startswith(run)}
@@ -105,14 +105,14 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path):
 def test_the_tolerance_counts_both_ways_and_with_its_end(
     tmp_path, hits, tolerance, difference, word
 ):
-    """52.9 is 0.5 from 52.4, though not in floating point."""
+    """52.9 - 52.4 is not exactly 0.5 in floating point."""
     (record,), markdown = checked(tmp_path, [BASE], [I2T], tolerance, base_i2t=hits)
     assert (record["difference"], record["verdict"]) == (difference, word)
     assert ("**differs**: " in lines_of(markdown)[0]) == (word == "differs")
 
 
 def test_the_same_number_does_not_differ_by_less_than_nothing(tmp_path):
-    """301 of 1000 are, in floating point, a little less than 30.1 percent."""
+    """In floating point, 301 of 1000 is slightly less than 30.1 percent."""
     (record,), markdown = checked(tmp_path, [BASE], [T2I])
     assert str(record["difference"]) == "0.0"
     assert "| +0.00 | agrees |" in markdown
@@ -167,9 +167,6 @@ def test_what_does_not_match_is_named(tmp_path, row, column, said):
         checked(tmp_path, [row], [column])
 
 
-# --- the check of the paper's study ---------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def paper() -> dict:
     """All values of the paper's study."""
@@ -177,7 +174,7 @@ def paper() -> dict:
 
 
 def test_the_baselines_of_the_paper_are_checked_under_their_own_names(paper):
-    """A row's numbers are those of the very weights that its run loads."""
+    """The published numbers of a row belong to the weights that its run loads."""
     study = load(paper, "paper.yaml", ROOT)
     for row in study.tables["sanity"].rows:
         run = study.runs[str(row.run)]

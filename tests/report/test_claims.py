@@ -1,4 +1,4 @@
-"""A claim holds only if its whole interval says so."""
+"""A claim holds only if its whole interval lies above the bound."""
 
 import json
 import re

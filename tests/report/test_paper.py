@@ -1,4 +1,4 @@
-"""The paper's own study: its whole plan, and each part of it, before anything runs."""
+"""The plan of the paper's own study, and of each part of it, before anything runs."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def study() -> Study:
 
 
 def jobs(folder: Path, *flags: str) -> dict[str, int]:
-    """Jobs of each rule that a run would start."""
+    """Number of jobs per rule in a dry run."""
     done = snakemake(folder, PAPER, "--quiet", "rules", "--dry-run", *flags)
     assert done.returncode == 0, done.stdout
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M)}

@@ -1,4 +1,4 @@
-"""The paper's numbers: each found by what a study says of its cell, and each only once."""
+"""Every cell of a study finds exactly one of the paper's numbers."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_every_value_is_a_number_and_no_cell_has_two(path):
     ],
 )
 def test_every_column_of_a_study_finds_its_numbers(config):
-    """Before anything is computed: a wrong name would show at the very end, or as empty cells."""
+    """A wrong name would otherwise show only after all computation, as an error or empty cells."""
     study = load_file(ROOT / config, ROOT)
     nothing = Results({}, {}, Bootstrap())
     empty = []

@@ -1,4 +1,4 @@
-"""Values and differences of runs, from the files of their evaluations."""
+"""Values and paired differences of runs, read from the files of their evaluations."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_mean_of_measures_is_unweighted_and_so_is_its_interval(tmp_path):
 
 
 def test_metrics_of_the_same_queries_are_drawn_together(tmp_path):
-    """One metric hits where the other misses: whatever is drawn, their mean is a half."""
+    """One metric hits where the other misses, so the mean of every bootstrap sample is a half."""
     hit, opposite = [1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 1]
     other = Measure(benchmark="COCO", metric="r@2")
     both = {"COCO": {"r@1": hit, "r@2": opposite}, "food": {"top1": opposite}}
@@ -59,7 +59,7 @@ def test_several_trainings_give_their_mean_and_sample_deviation(tmp_path):
 
 
 def test_a_difference_is_paired(tmp_path):
-    """Two runs that differ in 4 of 100 queries: the 96 others add no doubt."""
+    """Two runs differ in 4 of 100 queries: the 96 others do not widen the interval."""
     one, other = counted(54, 100), counted(50, 100)
     runs = {"a": ("a",), "b": ("b",)}
     found = read(tmp_path, runs, a={"COCO": {"r@1": one}}, b={"COCO": {"r@1": other}})
