@@ -244,7 +244,9 @@ def test_without_an_absent_run_its_row_is_reported_and_its_claim_untested(study)
     rows = {row.label: row for row in study.tables["table1"].rows}
     assert rows["CLIP, WIT-400M"].run is None
     assert rows["CLIP, WIT-400M"].reported is not None
-    assert study.claims["urban-wit"].untested == "a CLIP of 400 million images cannot be had here"
+    assert study.claims["urban-wit"].untested == (
+        "the CLIP trained on 400 million images is not part of this study"
+    )
     assert study.claims["urban-wit"].better is None
     reported = [claim.reported for claim in study.claims.values() if claim.where.startswith("abs")]
     assert 34.6 in reported
