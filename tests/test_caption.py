@@ -32,7 +32,7 @@ class Interrupted(BaseException):
 
 
 class Scripted:
-    """Stands for a multimodal LLM: says what red an image has, or what the script has for it.
+    """Stand-in for a multimodal LLM: names the red value of an image, or follows its script.
 
     Attributes:
         script: (red, prompt) -> reply, whenever asked; by default there is none.
@@ -66,7 +66,7 @@ def engine(monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Data set of as many colours as images; the last has no raw caption, the first has two."""
+    """Images of one colour each; the last has no raw caption, the first has two."""
     folder = tmp_path / "pictures"
     writer = ShardWriter(folder, samples_per_shard=4)
     for i in range(IMAGES):

@@ -1,4 +1,4 @@
-"""Evaluation of a tower whose right answers are known, because the texts are its own features."""
+"""Evaluation of a tower with known answers: its texts are its own image features."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def write_store(path: Path, kind: str, keys: list[str], vectors: np.ndarray) -> 
 
 
 def write_images(path: Path, rng: np.random.Generator, key, captions=None, lighter=0) -> Path:
-    """A data set of noise in two classes; key and captions are told the number of the image.
+    """A data set of noise in two classes; key and captions are formatted with its number.
 
     Pixels of class b are lighter than those of class a by this much.
     """
@@ -89,7 +89,7 @@ def toy(tmp_path_factory) -> dict[str, Path]:
     reader = ImageReader(folder / "toy")
     with torch.inference_mode():
         features = tower.encode_image(reader.load(range(IMAGES), SIZE).float() / 255).numpy()
-    # Apart, the facets of a caption point elsewhere than their mean.
+    # The facets of a caption point elsewhere than their mean.
     spread = rng.normal(size=features.shape)
     facets = np.stack([features + spread, features - spread], axis=1)
     facets += np.stack([vector.numpy() for vector in tower.centers["long"].values()])
@@ -257,7 +257,7 @@ def test_a_tower_with_a_text_tower_is_asked_every_kind_of_question(pairs, tmp_pa
     # One of two captions is nearer, whichever is called the true one; of equal ones the first is.
     assert value["Told"]["accuracy"] + value["Not told"]["accuracy"] == pytest.approx(100)
     assert value["Same"]["accuracy"] == 100
-    # Dark is told from light in images that the classifier was not trained on.
+    # The classifier tells dark from light in images that it was not trained on.
     assert value["Probe"]["accuracy"] == 100
     assert frame.filter(benchmark="Groups", metric="group_score")["key"].to_list() == [
         f"g{i}" for i in range(6)

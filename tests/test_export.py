@@ -1,4 +1,4 @@
-"""What is given away gives the same vectors and numbers as the workflow, to us and to others."""
+"""An export gives the same vectors as the workflow, and the same numbers in clip_benchmark."""
 
 import json
 import subprocess
@@ -92,7 +92,7 @@ def test_vectors_are_those_of_the_benchmarks(study, made, name, kind):
     torch.testing.assert_close(loaded.encode_image(images).cpu(), asked.images().features)
     texts = _texts(made[name], kind)
     found = loaded.encode_text(texts, kind).cpu()
-    # The LLM rounds otherwise in other batches.
+    # The LLM rounds differently in other batches.
     assert (found * asked.texts(kind).features).sum(dim=1).min() > 0.999
     assert Embeddings.open([made[kind]], name).keys == asked.texts(kind).keys
 
@@ -171,7 +171,7 @@ def test_an_llm_of_the_hub_is_named_and_not_copied(made, monkeypatch, tmp_path):
 
 
 def test_an_export_goes_to_the_hub_and_comes_back(made, monkeypatch, tmp_path):
-    """The hub is a server on this machine that takes files as the real one takes small ones."""
+    """The hub is a local server that accepts small files as the real one does."""
     files: dict[str, bytes] = {}
     with Loopback() as server:
         _take_uploads(server, files)
@@ -263,7 +263,7 @@ def test_clip_benchmark_finds_our_numbers(
         "--task", "zeroshot_retrieval" if captions else "zeroshot_classification", *flags,
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["clip_benchmark", *arguments])
-    # It replaces this in clip_benchmark itself, which other tests compare with.
+    # `main` replaces it in clip_benchmark itself, which other tests compare with.
     monkeypatch.setattr(zeroshot_classification, "accuracy", None)
     clip_benchmark.main()
     theirs = json.loads(out.read_text())["metrics"]
@@ -271,7 +271,7 @@ def test_clip_benchmark_finds_our_numbers(
     ours = next(r for r in records if r["benchmark"] == benchmark)
     for their_name, our_name in metrics.items():
         value = ours["metrics"][our_name]["value"]
-        # One query more or less, as the LLM rounds otherwise in other batches.
+        # Up to one query, as the LLM rounds differently in other batches.
         assert 100 * theirs[their_name] == pytest.approx(value, abs=100 / ours["images"] + 0.06)
 
 

@@ -1,4 +1,4 @@
-"""The program `fewshot`: its files agree with one another, and what does not fit is refused."""
+"""The program `fewshot`: its files agree, and inputs that do not belong together are refused."""
 
 import io
 import json

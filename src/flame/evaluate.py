@@ -16,6 +16,8 @@ from flame.towers.load import load
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("numpy", "timm", "torch")  # whose versions are recorded
+
 
 def evaluate(
     model: Path,
@@ -52,8 +54,7 @@ def evaluate(
         frames.append(records.query_frame(question.benchmark, answer))
         log.info("%s", _summary(found[-1]))
     seconds = time.monotonic() - started
-    packages = ("numpy", "timm", "torch")
-    records.write(out, hits, settings, found, frames, seconds=seconds, packages=packages)
+    records.write(out, hits, settings, found, frames, seconds=seconds, packages=PACKAGES)
 
 
 def _by_dataset(questions: tuple[Question, ...]) -> list[Question]:

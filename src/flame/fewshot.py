@@ -15,6 +15,8 @@ from flame.study.settings import FewShotSettings
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("timm", "torch", "transformers")  # whose versions are recorded
+
 
 def fewshot(
     model: Path,
@@ -62,10 +64,9 @@ def fewshot(
     for name, metric in record["metrics"].items():
         log.info("%s: %s %.1f %%", settings.benchmark, name, metric["value"])
     records.write_json(words, word_grids(speaker, reader, shown, grids))
-    frames = [records.query_frame(settings.benchmark, answer)]
+    frame = records.query_frame(settings.benchmark, answer)
     seconds = time.monotonic() - started
-    packages = ("timm", "torch", "transformers")
-    records.write(out, hits, settings, [record], frames, seconds=seconds, packages=packages)
+    records.write(out, hits, settings, [record], [frame], seconds=seconds, packages=PACKAGES)
 
 
 if __name__ == "__main__":

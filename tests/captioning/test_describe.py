@@ -1,4 +1,4 @@
-"""Bad captions are retried once, then fall back; JSON files of captions that others wrote."""
+"""Bad captions are retried once, then replaced by the raw caption."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ LOOP = "a red apple, a red apple, a red apple"
 
 
 class Scripted:
-    """Stands for a multimodal LLM: says of each (image, question) one reply after the other.
+    """Stand-in for a multimodal LLM with scripted replies to each (image, question).
 
     The image is told by the red of its first pixel; what the script lacks is answered well.
     """

@@ -1,4 +1,4 @@
-"""Requests -> replies by each engine: what is asked, what comes back, and what is an error.
+"""Requests and replies of each engine, and its errors.
 
 vLLM needs a GPU: a stand-in module shows what it is handed, and nothing of what it does.
 """
@@ -387,7 +387,7 @@ def test_mixed_samplings_keep_the_order(llava):
 
 
 class StandIn:
-    """vllm.LLM as far as the engine calls it: it records its arguments and repeats its prompts."""
+    """vllm.LLM as far as the engine uses it; records its arguments and calls."""
 
     made: ClassVar[list["StandIn"]] = []
 
@@ -415,7 +415,7 @@ class StandIn:
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """A stand-in for vllm, which needs a GPU: what the engine hands over, not what vLLM does."""
+    """Stand-in for vllm, which needs a GPU: shows what the engine passes to it."""
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = StandIn, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", module)

@@ -1,4 +1,4 @@
-"""What is wrong with a caption, and what is not."""
+"""Faults of captions are found, and good captions have none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Captions that others published are joined by key, and what does not fit is counted."""
+"""Published captions are joined by key; unknown keys and duplicates are counted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Features of images and texts: what they are the mean of, and that none is computed in vain."""
+"""Features of images and texts: what they average, and that only needed ones are computed."""
 
 import io
 

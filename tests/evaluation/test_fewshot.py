@@ -1,4 +1,4 @@
-"""Few-shot classification: what is drawn, what is said, and words from which an LLM can answer."""
+"""Few-shot classification: episodes, prompts, constrained answers, and a real LLM that answers."""
 
 import random
 from collections import Counter
@@ -32,7 +32,7 @@ def speaker(llm) -> Speaker:
 
 
 def generated(speaker, checkpoint, prompt: list[int], answers: dict[str, list[int]]) -> str:
-    """What `generate` of transformers says where only tokens of the answers are allowed."""
+    """Answer by `generate` of transformers, restricted to tokens of the answers."""
     causal = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     stop = len(speaker.head) - 1  # a token in none of the answers
     assert all(stop not in ids for ids in answers.values())
@@ -134,7 +134,7 @@ def test_pictures_are_of_different_classes():
 
 
 def test_words_that_are_the_labels_are_learnt_from_examples(smollm2):
-    """The classification itself works: with SmolLM2, words decide, and wrong ones mislead."""
+    """SmolLM2 classifies by the words: right words give the right class, wrong ones another."""
     classes = ["apple", "guitar", "horse", "truck"]
     labels = [label for label in classes for _ in range(2)]
     speaker = Speaker(smollm2)

@@ -1,4 +1,4 @@
-"""Every way that is timed does the same work, and the ratios are those of the rounds."""
+"""All ways that are timed do the same work, and ratios are taken within a round."""
 
 import json
 from io import BytesIO

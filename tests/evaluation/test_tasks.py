@@ -1,4 +1,4 @@
-"""Tasks give the hand-made answers, and those of clip_benchmark to the last tie."""
+"""Tasks agree with cases made by hand, and with clip_benchmark down to ties."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from flame.study.settings import Question
 
 
 def asked(images=None, texts=None, negatives=None, visual=None) -> Asked:
-    """A question about a data set `d`, with its features given; what is not given is not there."""
+    """A question about a data set `d` with the given features, and no others."""
     kinds = {"true": texts, "false": negatives}
     question = Question(
         benchmark="b",

@@ -1,4 +1,4 @@
-"""Vocabulary mapping: maps of features whose mean is known, and words that the head must say."""
+"""Vocabulary mapping: feature maps with a known mean, and words that the head must choose."""
 
 import json
 from pathlib import Path

@@ -44,7 +44,7 @@ def ordered(
 def write_table(
     parts: Sequence[Path], images: Path, out: Path, settings: CaptionsSettings
 ) -> pl.LazyFrame:
-    """Write `out`: the new captions, and those of the data set of all other kinds.
+    """Write the new captions, and the data set's own captions of all other kinds, to `out`.
 
     Args:
         parts: in order.
@@ -53,7 +53,7 @@ def write_table(
         settings: captioner and its limits.
 
     Returns:
-        Rows of all parts as they are used, those without a text included.
+        Rows of all parts after `replace_shared`, including those without a text.
     """
     own = pl.scan_parquet(verified(images / "captions.parquet"))
     written = replace_shared(pl.scan_parquet([*parts]), own, settings)
@@ -99,9 +99,9 @@ def replace_shared(
 
 
 def without_caption(images: Path, written: pl.LazyFrame, kind: str) -> list[str]:
-    """Keys of the images that the captioner has no caption of this kind for.
+    """Keys of the images without a caption of this kind by the captioner.
 
-    An image counts even if a raw caption is used because the engine failed.
+    Includes images whose raw caption is used because the engine failed.
     """
     index = pl.scan_parquet(verified(images / "index.parquet"))
     there = written.filter(

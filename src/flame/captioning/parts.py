@@ -69,7 +69,9 @@ def description(path: Path) -> dict[str, Any]:
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path} is broken: {error}; delete it and run again") from error
     if ABOUT not in metadata:
-        raise ValueError(f"{path} does not say how its captions were made: not a part by `caption`")
+        raise ValueError(
+            f"{path} does not say how its captions were made: `caption` did not write it"
+        )
     return json.loads(metadata[ABOUT])
 
 

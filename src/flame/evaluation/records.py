@@ -1,16 +1,16 @@
-"""Results of an evaluation: metrics as JSON and, beside it, the hits of every query as Parquet.
+"""Results of an evaluation: metrics as JSON and, next to it, the hits of every query as Parquet.
 
-`evaluate` and `fewshot` write both files, tables and figures read them. Columns of the Parquet
-file, one row per query and metric:
+`evaluate` and `fewshot` write both files; tables and figures read them. The Parquet file has one
+row per query and metric, with the columns
 
 - benchmark, metric: strings.
-- query: row of the query among the images of the data set (in `index.parquet`) or its texts of the
-  kind asked about (in `captions.parquet`), counting those that took no part; number of the group
-  where a query is a group of images, of the episode in few-shot classification.
-- key: key of the query; in few-shot classification that of the query image.
+- query: row of the query in `index.parquet` (images), or among the texts of its kind in
+  `captions.parquet`, including those that took no part. For a group of images, number of the group;
+  in few-shot classification, number of the episode.
+- key: key of the query; in few-shot classification, of the query image.
 - hit: bool.
-- best: key of the top-ranked candidate, null where nothing is ranked; in few-shot classification
-  the answer of the LLM.
+- best: key of the top-ranked candidate, null if nothing is ranked; in few-shot classification, the
+  answer of the LLM.
 """
 
 import json
