@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from flame import download
 from flame.study.load import load_file
+from tests.preloaded import STAGES, Interpreter
 from tests.workflow import ROOT, TINY, WHOLE, snakemake
 
 # Files that take longest, in this order: a worker that started one of them last would be alone.
@@ -79,7 +80,8 @@ def whole(once) -> Path:
     """Folder of the finished study with every kind of run, benchmark, table and figure."""
 
     def run(folder: Path) -> None:
-        done = snakemake(folder, WHOLE, "--cores", "2")
+        with Interpreter(STAGES) as jobs:
+            done = snakemake(folder, WHOLE, "--cores", "2", jobs=jobs)
         assert done.returncode == 0, done.stdout
 
     return once("whole", run)

@@ -18,15 +18,37 @@ import json
 import os
 import resource
 import runpy
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROGRAMS = ["caption", "download", "embed", "evaluate", "export", "fewshot", "figure", "overhead"]
+PROGRAMS += ["table", "train"]
+# The stages of the workflow, and what they import while they run.
+STAGES = [f"flame.{program}" for program in PROGRAMS]
+STAGES += [
+    "flame.data.datasets.scenes",
+    "flame.embedding.checkpoints",
+    "flame.evaluation.tasks.retrieval",
+    "flame.towers.long_clip",
+    "flame.training.tokens",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "timm",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+    "tyro",
+]
 CHANGES_DISK = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -57,14 +79,7 @@ class Preloaded:
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str] = {}) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
-        )
+        self._process = _importing(modules, environment)
 
     def __enter__(self) -> "Preloaded":
         return self
@@ -94,6 +109,7 @@ class Preloaded:
         step: int | None = None,
         sends: signal.Signals = signal.SIGKILL,
         file_limit: int | None = None,
+        interpreter: Path | None = None,
     ) -> Child:
         """Start a program.
 
@@ -107,6 +123,7 @@ class Preloaded:
             step: number of the step on disk, from 1, before which it sends itself a signal.
             sends: the signal.
             file_limit: bytes to which its files can grow.
+            interpreter: its `sys.executable`, if another.
         """
         pid = self.ask(
             do="start",
@@ -118,8 +135,61 @@ class Preloaded:
             step=step,
             sends=sends,
             file_limit=file_limit,
+            interpreter=interpreter and str(interpreter),
         )
         return Child(pid, self)
+
+
+_PYTHON = """#!{python} -SE
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    words = "\\0".join([os.getcwd(), *sys.argv[1:]])
+    socket.send_fds(server, [words.encode()], [0, 1, 2])
+    server.shutdown(socket.SHUT_WR)
+    sys.exit(int(server.recv(9) or 1))
+"""
+
+
+class Interpreter:
+    """A `python` that runs `python -m <module>` in a fork of a process with the modules imported.
+
+    Jobs of the workflow that it runs see the environment of that process, not Snakemake's.
+
+    Args:
+        modules: to import at its start.
+        environment: variables that its programs see besides those of this process.
+    """
+
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str] = {}) -> None:
+        self._folder = Path(tempfile.mkdtemp())  # short, as addresses of sockets have to be
+        self.path, address = self._folder / "python", self._folder / "socket"
+        self.path.write_text(_PYTHON.format(python=sys.executable, address=str(address)))
+        self.path.chmod(0o755)
+        self._process = _importing(["--listen", str(address), *modules], environment)
+        while not address.exists():
+            assert self._process.poll() is None
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Interpreter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        shutil.rmtree(self._folder)
+
+
+def _importing(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """This file as a program; it ends when its input does."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+    )
 
 
 def _serve() -> dict[str, Any] | None:
@@ -180,6 +250,7 @@ def _become(message: Mapping[str, Any]) -> None:
     _count_steps(message["cwd"], message["log"] + ".steps", message["step"], message["sends"])
     if message["file_limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (message["file_limit"],) * 2)
+    sys.executable = message["interpreter"] or sys.executable
     sys.argv = [message["module"], *message["arguments"]]
 
 
@@ -208,12 +279,57 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
+def _listen(address: str) -> socket.socket | None:
+    """Accept connections: in every child its own, in the parent None at the end of its input."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        while True:
+            ready, _, _ = select.select([sys.stdin, server], [], [])
+            if sys.stdin in ready:
+                return None
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                return connection
+            connection.close()
+
+
+def _answer(connection: socket.socket) -> None:
+    """Run the program that is asked for, and reply with its exit status."""
+    words, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while more := connection.recv(1 << 16):
+        words += more
+    folder, flag, module, *arguments = words.decode().split("\0")
+    assert flag == "-m"
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(folder)
+        sys.argv = [module, *arguments]
+        _leave(_run(module))
+    _, status = os.waitpid(program, 0)
+    code = os.waitstatus_to_exitcode(status)
+    connection.send(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
+
+
 if __name__ == "__main__":
     del sys.path[0]  # this folder, which `python -m` would not have
-    for name in sys.argv[1:]:
+    listens = sys.argv[1] == "--listen"
+    for name in sys.argv[3 if listens else 1 :]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else a child would copy every page with an object that is looked at
+    if listens:
+        connection = _listen(sys.argv[2])
+        if connection is not None:
+            _answer(connection)
+        os._exit(0)
     asked = _serve()
     if asked is None:
         os._exit(0)

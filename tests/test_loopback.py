@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import random
 import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -20,8 +18,9 @@ from flame.study.load import load_file
 from flame.study.study import Study
 from tests import tiny_vlm
 from tests.loopback import Loopback, cut, status
+from tests.preloaded import STAGES, Interpreter
+from tests.workflow import ROOT, snakemake
 
-ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "tests/config/loopback.yaml"
 WORDS = ["a", "red", "blue", "dog", "cat", "house", "on", "under", "near", "the", "small", "large"]
 
@@ -128,26 +127,17 @@ def hub(study, tmp_path_factory):
 
 
 def run(folder: Path, hub: Loopback) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "snakemake", "results/table6.csv", "--directory", str(folder),
-        "--cores", "2", "--configfile", str(CONFIG),
-    ]  # fmt: skip
-    endpoint = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | endpoint
-    )
+    home = str(folder / "hf")
+    endpoint = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1"}
+    with Interpreter(STAGES, endpoint) as jobs:
+        return snakemake(folder, CONFIG, "--cores", "2", "results/table6.csv", jobs=jobs)
 
 
 @pytest.fixture(scope="module")
 def results(hub, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     done = run(folder, hub)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stdout[-6000:]
     return folder
 
 
@@ -184,5 +174,5 @@ def test_every_image_has_both_captions_and_the_report_says_whose(results):
 
 
 def test_nothing_is_left_to_do(results, hub):
-    again = run(results, hub)
-    assert "Nothing to be done" in again.stdout + again.stderr
+    again = snakemake(results, CONFIG, "--cores", "2", "results/table6.csv")
+    assert "Nothing to be done" in again.stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from tests.preloaded import Preloaded
+from tests.preloaded import Interpreter, Preloaded
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/config/tiny.yaml"
@@ -34,7 +34,12 @@ def _arguments(folder: Path, study: Path | None, flags: Iterable[str]) -> list[s
 
 
 def snakemake(
-    folder: Path, study: Path | None, *flags: str, root: Path = ROOT, fresh: bool = False
+    folder: Path,
+    study: Path | None,
+    *flags: str,
+    root: Path = ROOT,
+    fresh: bool = False,
+    jobs: Interpreter | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake to its end, with both of its streams in `stdout`, as on a terminal.
 
@@ -45,6 +50,7 @@ def snakemake(
         root: the checkout to run; one other than this is always run in a fresh interpreter.
         fresh: start an interpreter, as users do, instead of forking one that has imported
             Snakemake. Imports take more than half of the time of a dry run.
+        jobs: the Python that runs the jobs, if another than that of the tests.
     """
     if fresh or root != ROOT:
         arguments = command(folder, study, *flags)
@@ -53,7 +59,9 @@ def snakemake(
     arguments = _arguments(folder, study, flags)
     with tempfile.TemporaryDirectory() as aside:
         log = Path(aside, "log")
-        code = _preloaded().start("snakemake", arguments, cwd=ROOT, log=log).wait()
+        interpreter = jobs and jobs.path
+        how = {"cwd": ROOT, "log": log, "interpreter": interpreter}
+        code = _preloaded().start("snakemake", arguments, **how).wait()
         return subprocess.CompletedProcess(arguments, code, log.read_text())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.faults import stages
 from tests.faults.stages import Bench, Reference, Stage
 from tests.loopback import Loopback, Reply, Request
-from tests.preloaded import Preloaded
+from tests.preloaded import STAGES, Preloaded
 
 HEADER = ("stage", "by clock", "by step", "SIGTERM", "no room", "went on", "was done")
 
@@ -74,7 +74,7 @@ def server() -> Iterator[Loopback]:
 def preloaded(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     home = tmp_path_factory.mktemp("home")
     hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_TOKEN": ""}
-    with Preloaded(stages.IMPORTED, hub) as preloaded:
+    with Preloaded(STAGES, hub) as preloaded:
         yield preloaded
 
 

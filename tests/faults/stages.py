@@ -18,23 +18,6 @@ from tests.preloaded import Child, Preloaded
 
 STUDY = Path(__file__).with_name("study.yaml")
 EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table asks for these
-IMPORTED = [
-    "transformers.models.llama.modeling_llama",
-    "transformers.modeling_utils",
-    "timm",
-    "tyro",
-]
-IMPORTED += [
-    "flame.embedding.checkpoints",
-    "flame.towers.long_clip",
-    "flame.training.tokens",
-    "flame.data.datasets.scenes",
-    "flame.evaluation.tasks.retrieval",
-]
-IMPORTED += ["matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg"]
-PROGRAMS = ["caption", "download", "embed", "evaluate"]
-PROGRAMS += ["export", "fewshot", "figure", "table", "train"]
-IMPORTED += [f"flame.{program}" for program in PROGRAMS]
 # Several shards, so that a store can be interrupted between two of them.
 CONSTANTS = {
     "flame.embedding.store.SHARD_ROWS": 8,
