@@ -112,7 +112,7 @@ docs-results: setup ## docs/results and the README's Table 6 and figures, from t
 		| sed -e 's/<br><sub>[^|]*<\/sub>//g' -e '/<sub>paper/d' -e '/^$$/d' | $(call between,table6,README.md)
 
 # Dependencies of vLLM 0.18.1 are those of its release date, except for packages we pin ourselves.
-NEWER := pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro
+NEWER := filelock google-crc32c ijson pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro
 AT_VLLM := --exclude-newer 2026-04-15 $(NEWER:%=--exclude-newer-package %=2099-01-01)
 
 lock: setup ## requirements.lock from pyproject.toml, and the pins of both conda environments
