@@ -170,7 +170,7 @@ def test_a_changed_caption_starts_afresh(inputs, tmp_path, monkeypatch, caplog):
             run(tmp_path, tmp_path / "0.zarr", datasets=("few",))
     write_captions(tmp_path / "few", ["new", "more"])
     run(tmp_path, tmp_path / "0.zarr", datasets=("few",))
-    assert "starting afresh" in caplog.text
+    assert "starting over" in caplog.text
     assert len(Embeddings.open([tmp_path / "0.zarr"], "few").keys) == 2
 
 

@@ -421,7 +421,7 @@ def test_a_broken_checkpoint_is_named_and_what_helps_is_said(inputs, tmp_path, m
     for data in [d for d in broken_forms(checkpoint) if d is not None]:
         with (
             replaced(checkpoint, data),
-            pytest.raises(ValueError, match=f"{checkpoint} is broken: delete it to begin"),
+            pytest.raises(ValueError, match=f"{checkpoint} is corrupt: delete it to restart"),
         ):
             train(**inputs, out=out, settings=OFTEN)
     checkpoint.unlink()

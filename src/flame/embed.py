@@ -33,9 +33,9 @@ def embed(
     Args:
         llm: folder of the frozen LLM.
         datasets: folders of the data sets, named as in the settings.
-        out: Zarr store to write; an interrupted job goes on where it was.
-        settings: all that decides the numbers, and which rows this part has.
-        token_budget: tokens of a batch; changes speed, and numbers only by rounding.
+        out: Zarr store to write; an interrupted job resumes at the first missing shard.
+        settings: the prompt, how the LLM reads, and the rows of this part.
+        token_budget: tokens per batch; affects speed, and results only by rounding.
         threads: CPU threads; all by default.
     """
     if threads is not None:
@@ -53,7 +53,7 @@ def embed(
 
 
 def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.DataFrame]:
-    """Keys and texts of this part, in the order of the files, by data set."""
+    """Keys and texts of this part by data set, in the order of the files."""
     folders = {folder.name: folder for folder in datasets}
     captions = {}
     for name in settings.datasets:
@@ -79,20 +79,12 @@ def _write(
     settings: EmbedSettings,
     token_budget: int,
 ) -> None:
-    """Embed what the store in `folder` lacks.
+    """Embed the shards that the store in `folder` lacks.
 
-    A shard's captions are embedded together and sorted by length only among themselves, so its
-    numbers do not depend on where an earlier job was interrupted.
+    The captions of a shard are batched only among themselves, so its numbers do not depend on where
+    an earlier job was interrupted.
     """
-    texts = {name: table["text"].to_list() for name, table in captions.items()}
-    counts = {name: {"rows": len(t), "empty": t.count("")} for name, t in texts.items()}
-    for name, whole in texts.items():
-        texts[name], cut = encoder.prepare(whole)
-        if settings.max_caption_tokens is not None:
-            counts[name]["cut"] = cut
-    for name, count in counts.items():
-        log.info("%s: %s", name, ", ".join(f"{value} {what}" for what, value in count.items()))
-
+    texts, counts = _prepared(captions, encoder)
     store.create(folder, origin | {"counts": counts})
     writers = {
         name: store.Writer(
@@ -121,6 +113,22 @@ def _write(
                 on_batch=bar.update,
             )
             writers[name].write(rows, vectors.numpy())
+
+
+def _prepared(
+    captions: dict[str, pl.DataFrame], encoder: FrozenLLM
+) -> tuple[dict[str, list[str]], dict[str, dict[str, int]]]:
+    """Texts as the LLM reads them, and their counts, by data set."""
+    texts, counts = {}, {}
+    for name, table in captions.items():
+        whole = table["text"].to_list()
+        counts[name] = {"rows": len(whole), "empty": whole.count("")}
+        texts[name], cut = encoder.prepare(whole)
+        if encoder.options.max_caption_tokens is not None:
+            counts[name]["cut"] = cut
+        count = ", ".join(f"{value} {what}" for what, value in counts[name].items())
+        log.info("%s: %s", name, count)
+    return texts, counts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images and their captions -> a tower: FLAME's on stored embeddings, a baseline's on words."""
+"""Images and captions -> a tower: FLAME trains on stored embeddings, baselines on the captions."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,26 +40,25 @@ def train(
     cache_mb: int = 2048,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Train one run; under `torchrun`, in as many processes as it starts.
+    """Train one run; under `torchrun`, in several processes.
 
-    An interrupted run goes on from its last checkpoint in `<out>.partial`, and on a CPU ends in
-    the same bytes as one that was never interrupted.
+    An interrupted run resumes from its last checkpoint in `<out>.partial`. On a CPU it then ends
+    in the same bytes as an uninterrupted run.
 
     Args:
         images: folder of the data set.
         out: folder to write: model.safetensors, run.json, log.jsonl, loss.png.
         settings: the run.
         stores: embedding stores of its captions, every part of every kind; for FLAME.
-        captions: folder of a captioner's captions; for a baseline that reads such, and not those of
-            the data set.
-        base: folder of the CLIP run that it starts from; for Long-CLIP.
-        threads: CPU threads of each process.
-        workers: processes that read ahead, where images are not kept in memory.
-        cache_mb: images, and texts of a kind, are kept in memory if they fit into this, MiB.
+        captions: folder of a captioner's captions, for a baseline that does not read those of the
+            data set.
+        base: folder of the CLIP run to start from; for Long-CLIP.
+        threads: CPU threads per process.
+        workers: processes that prefetch images that are not kept in memory.
+        cache_mb: images, and texts of a kind, are kept in memory if they fit into this many MiB.
         device: where to compute; auto: on the GPU if there is one.
     """
     torch.set_num_threads(threads)
-    recipe = settings.recipe
     words = (captions or images) / "captions.parquet"
     inputs = sources(settings, images, stores, words, base)
     texts, targets = _texts(settings, words, stores, cache_mb << 20)
@@ -73,34 +72,26 @@ def train(
     )
     fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
     with processes.joined(device) as place, _output(out, fingerprint, place) as folder:
-        batches = Batches(
-            pairs,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            seed=settings.seed,
-            facets_per_step=recipe.facets_per_step,
-            rank=place.rank,
-            processes=place.processes,
-        )
+        batches = _batches(pairs, settings, place)
         torch.manual_seed(settings.seed)
         tower = _tower(settings, texts, base)
         training = Trainer(tower, batches, settings, folder, place)
         if place.rank == 0:
             log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
             if training.step:
-                log.info("going on from step %d of %d", training.step, len(batches))
+                log.info("resuming from step %d of %d", training.step, len(batches))
         training.run(_loader(batches, training.step, workers, place))
         if place.rank == 0:
-            _finish(training, pairs, texts)
+            _finish(training, texts)
 
 
 def sources(
     settings: Training, images: Path, stores: Sequence[Path], words: Path, base: Path | None
 ) -> dict[str, Any]:
-    """What decides the result besides the settings, for the fingerprint.
+    """Inputs that determine the result besides the settings, for the fingerprint.
 
     Raises:
-        ValueError: an input that the method needs and was not given, or the other way round.
+        ValueError: an input is missing that the method needs, or given that it does not take.
     """
     wanted = {
         "stores": isinstance(settings, FlameTraining),
@@ -123,13 +114,13 @@ def sources(
 def _texts(
     settings: Training, words: Path, stores: Sequence[Path], cache_bytes: int
 ) -> tuple[Mapping[str, Texts], Mapping[str, Sequence[str]]]:
-    """Captions of each kind as the method reads them, and the facets of each that it matches."""
+    """Embeddings or tokens of each caption kind, and the target facets of each."""
     if isinstance(settings, FlameTraining):
         opened = {
             kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
             for kind, parts in by_kind(stores).items()
         }
-        provenance.describe(opened, settings.targets)  # before hours of training, not after
+        provenance.describe(opened, settings.targets)  # fails before hours of training, not after
         return opened, settings.targets
     # Imported here because open_clip takes seconds to import.
     from flame.training.tokens import FACET, Tokens
@@ -144,7 +135,7 @@ def _texts(
 
 
 def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
-    """The tower as it is before the first step."""
+    """The tower before the first step."""
     if isinstance(settings, FlameTraining):
         stores = _stores(texts)
         tower = create(settings, next(iter(stores.values())).dim)
@@ -174,15 +165,28 @@ def _means(store: Embeddings) -> dict[str, torch.Tensor]:
     return dict(zip(store.facets, torch.from_numpy(store.mean()), strict=True))
 
 
+def _batches(pairs: Pairs, settings: Training, place: Place) -> Batches:
+    recipe = settings.recipe
+    return Batches(
+        pairs,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        seed=settings.seed,
+        facets_per_step=recipe.facets_per_step,
+        rank=place.rank,
+        processes=place.processes,
+    )
+
+
 def _loader(batches: Batches, first: int, workers: int, place: Place) -> DataLoader[Batch]:
-    """The batches from a step on, read ahead where that is worth it."""
+    """Loader of the batches from step `first` on, with workers if images are not cached."""
     workers = 0 if batches.pairs.cached else workers
     return DataLoader(
         batches,
         batch_size=None,
         sampler=range(first, len(batches)),
         num_workers=workers,
-        # Zarr runs a thread, and a child forked beside a thread may hang.
+        # Zarr runs a thread, and a child forked from a threaded process may hang.
         multiprocessing_context="spawn" if workers else None,
         pin_memory=place.device.type == "cuda",
     )
@@ -190,13 +194,13 @@ def _loader(batches: Batches, first: int, workers: int, place: Place) -> DataLoa
 
 @contextmanager
 def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator[Path]:
-    """Folder that becomes `out`: the first process holds it, the others are told where it is."""
+    """Folder that becomes `out`: the first process opens it and tells the others its path."""
     with ExitStack() as held:
         folder: Path | OSError | None = None
         if place.rank == 0:
             try:
                 folder = held.enter_context(resumable(out, fingerprint))
-            except OSError as error:  # else the others wait for a first process that is gone
+            except OSError as error:  # passed on, or the others would wait forever
                 folder = error
         folder = processes.from_first(folder)
         if isinstance(folder, OSError):
@@ -204,7 +208,8 @@ def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator
         yield folder
 
 
-def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None:
+def _finish(training: Trainer, texts: Mapping[str, Texts]) -> None:
+    pairs = training.batches.pairs
     record: dict[str, Any] = {
         "settings": training.settings.model_dump(mode="json"),
         "dim": training.tower.dim,

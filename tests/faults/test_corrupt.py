@@ -98,7 +98,7 @@ def test_a_flipped_byte_is_found_in_what_is_read_and_only_there(tmp_path):
     others = np.delete(np.arange(600), row)
     np.testing.assert_array_equal(embeddings.rows(others), vectors.astype(np.float16)[others])
     embeddings.rows(np.array([row]), [FACETS[0]])
-    broken = rf"{shard} is broken: facet number 1 of key 'key-517'"
+    broken = rf"{shard} is corrupt: facet number 1 of key 'key-517'"
     with pytest.raises(ValueError, match=broken):
         embeddings.rows(np.array([3, row]), [FACETS[1]])
     with pytest.raises(ValueError, match=broken):

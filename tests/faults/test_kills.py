@@ -46,7 +46,7 @@ LEASED = [
     "train",
     "export",
 ]
-WENT_ON = re.compile(r"^(kept|going on from) ", re.M)
+WENT_ON = re.compile(r"^(kept|resuming from) ", re.M)
 HOLDING = 4  # step at which each of them has its lease, and has made nothing yet
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # before the stage could see to it, and after
 

@@ -314,7 +314,7 @@ def test_requeued_jobs_go_on_to_the_same_bytes(cluster, larger, undisturbed, tmp
     kept = (folder / "logs/embed/random-llama/scenes/long/0.log").read_text()
     assert re.search(r"kept (512|1024) of 1100 captions from an interrupted job", kept)
     assert re.search(
-        r"going on from step \d+ of 68", (folder / "logs/train/flame-1.log").read_text()
+        r"resuming from step \d+ of 68", (folder / "logs/train/flame-1.log").read_text()
     )
     assert content(folder / LONG) == content(undisturbed / LONG)
     weights = f"{RUN}/model.safetensors"
@@ -332,7 +332,7 @@ def test_ctrl_c_cancels_the_jobs_and_what_they_did_stays(cluster, larger, undist
     assert not list(folder.glob(".snakemake/locks/*"))
     resumed = snakemake_here(folder, larger, "--cores", "1", "--", RUN)
     assert resumed.returncode == 0, resumed.stdout
-    assert "going on from step" in (folder / "logs/train/flame-1.log").read_text()
+    assert "resuming from step" in (folder / "logs/train/flame-1.log").read_text()
     weights = f"{RUN}/model.safetensors"
     assert (folder / weights).read_bytes() == (undisturbed / weights).read_bytes()
 

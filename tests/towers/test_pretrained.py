@@ -154,7 +154,7 @@ def test_a_chinese_clip_sees_and_reads_as_transformers_does(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("name", "tag", "words"),
     [
-        ("ViT-B-16", "openai", "trained with QuickGELU: take the model 'ViT-B-16-quickgelu'"),
+        ("ViT-B-16", "openai", "trained with QuickGELU: use the model 'ViT-B-16-quickgelu'"),
         ("ViT-B-99", "openai", "open_clip has no model 'ViT-B-99' (did you mean 'ViT-B-"),
         ("ViT-B-16", "opanai", "no weights of 'ViT-B-16' 'opanai' (did you mean 'openai'?)"),
     ],

@@ -145,7 +145,7 @@ def test_processes_share_the_batch_of_one():
     ("plan", "message"),
     [
         ({"batch_size": 7}, "batch_size 7 is more than the 6 pairs"),
-        ({"batch_size": 5, "processes": 2}, "batch_size 5 does not divide among 2"),
+        ({"batch_size": 5, "processes": 2}, "batch_size 5 is not divisible by 2"),
         ({"batch_size": 2, "facets_per_step": 3}, "facets_per_step 3 is more than the 2"),
     ],
 )

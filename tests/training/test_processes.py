@@ -292,7 +292,7 @@ def test_processes_that_are_told_to_stop_do_so_at_one_step_and_go_on(inputs, tmp
         stopped = int(file.metadata()["step"])
     assert 3 <= stopped < 40
     together(inputs, out, wanted)
-    assert f"going on from step {stopped} of 40" in words(out, 0).read_text()
+    assert f"resuming from step {stopped} of 40" in words(out, 0).read_text()
     together(inputs, tmp_path / "whole", wanted)
     assert weights(out) == weights(tmp_path / "whole")
     np.testing.assert_array_equal(curve(out, "loss"), curve(tmp_path / "whole", "loss"))

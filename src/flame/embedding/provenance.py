@@ -1,4 +1,4 @@
-"""Whose text embeddings a tower was trained on: others of the same width are another space."""
+"""Checks that texts are embedded as in training: equal width does not mean the same space."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,22 @@ from typing import Any
 from flame.embedding.store import Embeddings
 from flame.study.schema.llms import LLMOptions
 
-# Attributes of a store that decide in which space its vectors lie, whatever the captions.
+# Attributes of a store that determine the embedding space, whatever the captions.
 SPACE = ("llm", "checkpoint", *LLMOptions.model_fields)
 
 
 def describe(
     stores: Mapping[str, Embeddings], targets: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """What `check` needs to know of the stores of a training, as JSON.
+    """Provenance of the text embeddings of a training run, as JSON, for `check`.
 
     Args:
         stores: caption kind -> its embeddings.
-        targets: caption kind -> facets that are matched; of others nothing is said, so that a
-            change of them is no change of the run.
+        targets: caption kind -> target facets; others are not recorded, so that changing them does
+            not change the run.
 
     Raises:
-        ValueError: the kinds were not embedded alike.
+        ValueError: the kinds were embedded in different ways.
     """
     first = next(iter(targets))
     found: dict[str, Any] = {name: stores[first].attributes.get(name) for name in SPACE}
@@ -41,19 +41,19 @@ def describe(
 def check(
     trained: Mapping[str, Any], texts: Embeddings, facets: Sequence[str], center: str | None
 ) -> None:
-    """Refuse texts that were embedded otherwise than those that a tower was trained on.
+    """Refuse texts that were embedded in another way than the training texts of a tower.
 
-    The prompt has to be that of the same kind in training, or, of a kind that was not trained on
-    (class names), that of the kind whose mean vectors are subtracted.
+    The prompt must be that of the same kind in training. For a kind without training texts (class
+    names), it must be that of the kind whose mean vectors are subtracted.
 
     Args:
-        trained: what `describe` said.
+        trained: as returned by `describe`.
         texts: the embeddings to compare with the tower's features.
-        facets: those that are used.
+        facets: facets in use.
         center: the kind whose mean vectors are subtracted, if any.
 
     Raises:
-        ValueError: naming what differs, with both values.
+        ValueError: an attribute differs; the message holds both values.
     """
     wanted = {name: trained[name] for name in SPACE}
     found = {name: texts.attributes.get(name) for name in SPACE}

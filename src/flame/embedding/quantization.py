@@ -1,4 +1,4 @@
-"""How vectors stand in a store: as float16, or in 8 bits a value with scales beside them."""
+"""Formats of stored vectors: float16, or 8 bits per value with scales."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = float(torch.finfo(FP8).max)  # 448
 FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float().numpy()
 INT8_MAX = 127
-# Scales of int8 come from the rows of one shard; values of later rows beyond them are clipped.
+# The scales of int8 come from the first shard; values of later rows that exceed them are clipped.
 MARGIN = 1.25
 
 Name = Literal["float16", "fp8", "int8"]
@@ -23,15 +23,15 @@ def _same(values: np.ndarray, scales: np.ndarray | None = None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Storage:
-    """One way of storing (n, K, D) vectors.
+    """A format of (n, K, D) vectors.
 
     Args:
         dtype: of the stored values.
-        scales: float16 vectors -> what their stored values have to be multiplied with, (n, K, 1) or
-            (1, K, D); None: the stored values are the vectors.
+        scales: float16 vectors -> factors of their stored values, (n, K, 1) or (1, K, D); None if
+            the stored values are the vectors.
         encode: vectors and scales -> stored values, of the shape of the vectors.
         decode: stored values -> float32.
-        is_of_row: whether every row has scales of its own, or all rows those of the first shard.
+        is_of_row: whether each row has its own scales, or all rows share those of the first shard.
     """
 
     dtype: str
@@ -42,12 +42,12 @@ class Storage:
 
 
 def of_dtype(dtype: np.dtype) -> Storage | None:
-    """The storage whose values are of a type, if there is one."""
+    """Storage with values of this dtype, if there is one."""
     return next((storage for storage in STORAGES.values() if storage.dtype == dtype), None)
 
 
 def _powers(vectors: np.ndarray) -> np.ndarray:
-    """The least power of two for each vector by which its values come into the range of fp8."""
+    """Smallest power of two per vector that scales its values into the range of fp8."""
     largest = np.abs(vectors).max(axis=2, keepdims=True).astype(np.float32)
     _, exponents = np.frexp(largest / FP8_MAX)
     return np.exp2(np.maximum(exponents, -24).astype(np.float32)).astype(np.float16)
@@ -63,7 +63,7 @@ def _from_fp8(values: np.ndarray) -> np.ndarray:
 
 
 def _of_dimensions(vectors: np.ndarray) -> np.ndarray:
-    """What one step of int8 stands for in each dimension of each facet."""
+    """Step size of int8 in each dimension of each facet."""
     largest = MARGIN * np.abs(vectors).max(axis=0, keepdims=True).astype(np.float32)
     return np.where(largest > 0, largest, 1) / INT8_MAX
 

@@ -1,15 +1,16 @@
-"""The store of caption embeddings: an ordinary Zarr v3 group for each part of a caption kind.
+"""The store of caption embeddings: a plain Zarr v3 group for each part of a caption kind.
 
-Inside `<part>.zarr` every data set has a group with one array, `<dataset>/embeddings`, and beside
-it `<dataset>/keys.parquet`, whose row i names row i of the array. The attributes of `<part>.zarr`
-say how the vectors came about; parts that differ in them are not read together.
+In `<part>.zarr` every data set has a group with one array, `<dataset>/embeddings`, and a file
+`<dataset>/keys.parquet`, whose row i holds the key of row i of the array. The attributes of
+`<part>.zarr` record how the vectors were computed; parts whose attributes differ are not read
+together.
 
 Shapes: (N, K, D), N captions, K facets, D values each, float16, in chunks of `CHUNK_ROWS` rows
-inside shards of `SHARD_ROWS` rows. Where a study stores them in 8 bits (`quantization`), the
-array holds uint8 (the bits of e4m3) or int8, and `<dataset>/scales`, (N, K, 1) or (1, K, D), what
-they are multiplied with. No compressor: vectors do not compress (1.1 to 1.2 by zstd). So a row
-stands in its shard file at a place that the shard's index tells, and is read by one `pread`, which
-is what makes random rows as fast as a memory map (bench/store.py).
+inside shards of `SHARD_ROWS` rows. In a study that stores 8 bits (`quantization`), the array holds
+uint8 (the bits of e4m3) or int8, and `<dataset>/scales`, (N, K, 1) or (1, K, D), the factors to
+multiply them by. There is no compressor, because vectors do not compress (1.1 to 1.2 by zstd). The
+index of a shard therefore gives the offset of each row, and one `pread` reads it: random rows are
+as fast as in a memory map (bench/store.py).
 """
 
 import hashlib
@@ -38,12 +39,12 @@ CHUNK_ROWS = 16
 SHARD_ROWS = 512
 KEYS = "keys.parquet"
 DIGEST = "sha256"  # of the other attributes
-# What tells the parts of one kind from each other; in all else they must agree.
+# Attributes in which the parts of one kind differ; they must agree in all others.
 OWN = ("part", "counts", "made_with")
 
 
 class Writer:
-    """One data set's array in one part, written shard by shard and resumed at the shards done."""
+    """Writes the array of one data set in one part, shard by shard; can resume after any shard."""
 
     def __init__(
         self,
@@ -55,49 +56,44 @@ class Writer:
         dim: int,
         storage: Name = "float16",
     ) -> None:
-        """Create the array, or open it where an interrupted job left it.
+        """Create the array, or open the one that an interrupted job left.
 
         Args:
-            path: `<part>.zarr`, as `create` made it.
+            path: `<part>.zarr`, as written by `create`.
             dataset: name of the data set.
             keys: key of each of the N rows.
             facets: names of the K facets, for errors.
             dim: D.
-            storage: how the vectors stand on disk.
+            storage: format of the vectors on disk.
         """
         self._keys, self._facets, self._storage = keys, facets, STORAGES[storage]
         self._folder = path / dataset
         self._shard_rows = min(SHARD_ROWS, max(1, -(-len(keys) // CHUNK_ROWS)) * CHUNK_ROWS)
         group = zarr.open_group(self._folder, mode="a", zarr_format=3)
-        if "embeddings" in group:
-            self._array = zarr.open_array(self._folder / "embeddings", mode="r+")
-        else:
-            self._array = group.create_array(
-                "embeddings",
-                shape=(len(keys), len(facets), dim),
-                dtype=self._storage.dtype,
-                chunks=(CHUNK_ROWS, len(facets), dim),
-                shards=(self._shard_rows, len(facets), dim),
-                compressors=None,
-                fill_value=float("nan") if self._storage.dtype == "float16" else 0,
-            )
-        if "checksums" in group:
-            self._checksums = zarr.open_array(self._folder / "checksums", mode="r+")
-        else:
-            self._checksums = group.create_array(
-                "checksums",
-                shape=(len(keys), len(facets)),
-                dtype="uint32",
-                chunks=(self._shard_rows, len(facets)),
-                compressors=Crc32cCodec(),
-            )
-        if "scales" in group:
-            self._scales = zarr.open_array(self._folder / "scales", mode="r+")
-        elif self._storage.scales:
+        self._array = self._open_or_create(
+            group,
+            "embeddings",
+            (len(keys), len(facets), dim),
+            dtype=self._storage.dtype,
+            chunks=(CHUNK_ROWS, len(facets), dim),
+            shards=(self._shard_rows, len(facets), dim),
+            compressors=None,
+            fill_value=float("nan") if self._storage.dtype == "float16" else 0,
+        )
+        self._checksums = self._open_or_create(
+            group,
+            "checksums",
+            (len(keys), len(facets)),
+            dtype="uint32",
+            chunks=(self._shard_rows, len(facets)),
+            compressors=Crc32cCodec(),
+        )
+        if self._storage.scales:
             each = self._storage.is_of_row
-            self._scales = group.create_array(
+            self._scales = self._open_or_create(
+                group,
                 "scales",
-                shape=(len(keys), len(facets), 1) if each else (1, len(facets), dim),
+                (len(keys), len(facets), 1) if each else (1, len(facets), dim),
                 dtype="float16" if each else "float32",
                 chunks=(self._shard_rows, len(facets), 1) if each else (1, len(facets), dim),
                 compressors=Crc32cCodec(),
@@ -106,9 +102,16 @@ class Writer:
         write_atomic(self._folder / KEYS, pl.DataFrame({"key": keys}).write_parquet)
         group.attrs.put({KEYS: sha256(self._folder / KEYS)})
 
+    def _open_or_create(
+        self, group: zarr.Group, name: str, shape: tuple[int, ...], **options: Any
+    ) -> zarr.Array[Any]:
+        if name in group:
+            return zarr.open_array(self._folder / name, mode="r+")
+        return group.create_array(name, shape=shape, **options)
+
     def missing(self) -> list[range]:
         """Rows of every shard that is not written yet."""
-        # A shard file appears by rename, so one that is there is whole.
+        # Shard files appear by rename, so an existing one is complete.
         rows, step = len(self._keys), self._shard_rows
         shards = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
         return [s for s in shards if not _shard(self._folder, s.start // step).exists()]
@@ -117,11 +120,11 @@ class Writer:
         """Write one shard.
 
         Args:
-            rows: one of `missing`, which are written in order.
+            rows: one of `missing`; write them in order.
             vectors: (len(rows), K, D) of any float type.
 
         Raises:
-            ValueError: a value that float16 cannot hold.
+            ValueError: a value is out of the range of float16.
         """
         with np.errstate(over="ignore"):
             half = vectors.astype(np.float16)
@@ -130,15 +133,15 @@ class Writer:
             row, facet, place = bad[0]
             raise ValueError(
                 f"embedding of key {self._keys[rows.start + row]!r}, facet {self._facets[facet]!r} "
-                f"holds {vectors[row, facet, place]}, which float16 cannot"
+                f"holds {vectors[row, facet, place]}, which float16 cannot represent"
             )
-        # What belongs to a shard goes first: a shard that is there has its scales and checksums.
+        # The shard is written last, so that an existing one has its scales and checksums.
         stored = np.ascontiguousarray(self._encoded(rows, half))
         self._checksums[rows.start : rows.stop] = _checksums(stored)
         self._array[rows.start : rows.stop] = stored
 
     def _encoded(self, rows: range, vectors: np.ndarray) -> np.ndarray:
-        """What is stored of a shard, once its scales are."""
+        """Stored values of a shard; writes its scales."""
         if self._storage.scales is None:
             return vectors
         place = slice(rows.start, rows.stop) if self._storage.is_of_row else slice(0, 1)
@@ -148,14 +151,14 @@ class Writer:
 
 
 def create(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Make the group of one part, or take it as an interrupted job left it.
+    """Create the group of one part, or open the one that an interrupted job left.
 
     Args:
         path: `<part>.zarr`.
-        attributes: how the vectors come about: at least `kind`, `facets` (name -> suffix), `part`
+        attributes: how the vectors are computed: at least `kind`, `facets` (name -> suffix), `part`
             and `parts`.
     """
-    for torn in path.rglob("*.partial"):  # Zarr's own temporary files, if it was killed
+    for torn in path.rglob("*.partial"):  # temporary files of Zarr, if it was killed
         torn.unlink()
     described = {"format": FORMAT, **attributes}
     group = zarr.open_group(path, mode="a", zarr_format=3)
@@ -163,10 +166,10 @@ def create(path: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """What `create` was told of a part.
+    """Attributes of a part, as given to `create`.
 
     Raises:
-        ValueError: it is no store, not a whole one, or one of another format.
+        ValueError: it is not a store, incomplete, or of another format.
     """
     with _naming(path):
         found = zarr.open_group(path, mode="r").attrs.asdict()
@@ -176,16 +179,16 @@ def read_attributes(path: Path) -> dict[str, Any]:
         )
     with _naming(path):
         if found.pop(DIGEST, None) != _digest(found):
-            raise ValueError("its attributes are not those that were written")
+            raise ValueError("its attributes do not match their checksum")
     return found
 
 
 def _digest(described: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()  # the order counts as well
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()  # including the order
 
 
 def by_kind(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Stores grouped by the kind of captions that they say they hold."""
+    """Stores grouped by caption kind."""
     groups = defaultdict(list)
     for path in paths:
         groups[str(read_attributes(path)["kind"])].append(path)
@@ -196,15 +199,15 @@ class Embeddings:
     """All embeddings of one data set's captions of one kind.
 
     Attributes:
-        keys: key of each of the N rows; a key may have several.
+        keys: key of each of the N rows; keys may repeat.
         facets: names of the K facets.
         dim: D.
-        kind: of the captions.
-        attributes: what `create` was told, of the first part.
+        kind: caption kind.
+        attributes: of the first part.
     """
 
     def __init__(self, parts: Sequence["_Part"], attributes: Mapping[str, Any]) -> None:
-        """Join parts that agree, in order; `open` checks that they do."""
+        """Join parts in order; `open` checks that their attributes agree."""
         self._parts = parts
         self._starts = np.cumsum([0] + [part.num_rows for part in parts])
         self._cache: np.ndarray | None = None
@@ -221,10 +224,11 @@ class Embeddings:
         Args:
             paths: all `<part>.zarr` of one caption kind, in any order.
             dataset: name of the data set.
-            cache_bytes: if all rows fit into this, they are read once and kept.
+            cache_bytes: all rows are read once and kept in memory if they fit.
 
         Raises:
-            ValueError: parts that are missing, double or unlike, or hold no such data set.
+            ValueError: a part is missing, duplicate or has other attributes, or does not hold the
+                data set.
         """
         if not paths:
             raise ValueError(f"no part of a store given for data set {dataset!r}")
@@ -236,14 +240,14 @@ class Embeddings:
         return embeddings
 
     def rows(self, indices: np.ndarray, facets: Sequence[str] | None = None) -> np.ndarray:
-        """Rows by number, in any order, some perhaps several times.
+        """Rows by number, in any order, with repeats.
 
         Args:
             indices: (n,) integers in [0, N).
-            facets: names of the facets wanted; all by default.
+            facets: names of the facets to read; all by default.
 
         Returns:
-            (n, K', D) float16, facets in the order asked for.
+            (n, K', D) float16, facets in the requested order.
         """
         columns = self._columns(facets)
         if self._cache is not None:
@@ -258,7 +262,7 @@ class Embeddings:
         return out if whole else out[:, columns - first]
 
     def mean(self, facets: Sequence[str] | None = None) -> np.ndarray:
-        """Mean vector of each facet over all rows, (K', D) float32, summed up in float64."""
+        """Mean vector of each facet over all rows, (K', D) float32, accumulated in float64."""
         columns = self._columns(facets)
         names = [self.facets[column] for column in columns]
         total = np.zeros((len(names), self.dim))
@@ -275,7 +279,7 @@ class Embeddings:
 
 
 class _Part:
-    """The rows of one data set in one part, read past Zarr but by its format."""
+    """Rows of one data set in one part. Reads the shard files directly, without Zarr."""
 
     def __init__(self, path: Path, dataset: str) -> None:
         known_datasets = sorted(keys.parent.name for keys in path.glob("*/keys.parquet"))
@@ -292,7 +296,7 @@ class _Part:
         is_whole = array.chunks[1:] == (self.num_facets, self.dim) and not array.compressors
         if storage is None or not is_whole:
             raise ValueError(
-                f"{path}/{dataset}: rows are not whole, or not plain values of a known type: "
+                f"{path}/{dataset}: rows are split among chunks, or of an unknown type: "
                 f"chunks {array.chunks}, {array.dtype}, compressors {array.compressors}"
             )
         self._storage, self._dtype = storage, array.dtype
@@ -300,12 +304,12 @@ class _Part:
             raise ValueError(f"{path}/{dataset}: the array has no shards")
         self._shard_rows, self._chunk_rows = array.shards[0], array.chunks[0]
         self._chunk_starts: dict[int, np.ndarray] = {}
-        self.num_bytes = array.size * 2  # as float16, which is what `rows` gives
+        self.num_bytes = array.size * 2  # as float16, as returned by `rows`
         if len(self.keys) != self.num_rows:
             raise ValueError(f"{path}/{dataset}: {len(self.keys)} keys for {self.num_rows} rows")
 
     def _whole(self, name: str) -> np.ndarray:
-        """An array beside the embeddings, of which no chunk is missing: Zarr would fill it up."""
+        """An array with all its chunks; Zarr would silently fill in missing ones."""
         array = zarr.open_array(self._folder / name, mode="r")
         if self.num_rows and array.nchunks_initialized != array.nchunks:
             raise ValueError(f"{name} has {array.nchunks_initialized} of {array.nchunks} chunks")
@@ -315,11 +319,11 @@ class _Part:
         found = sha256(self._folder / KEYS)
         wanted = zarr.open_group(self._folder, mode="r").attrs[KEYS]
         if found != wanted:
-            raise ValueError(f"{KEYS} has sha256 {found}, {wanted} was written")
+            raise ValueError(f"{KEYS} has sha256 {found}, not {wanted} as written")
         return pl.read_parquet(self._folder / KEYS)["key"].to_list()
 
     def read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
-        """Read `rows` into `out[where]`, (n, K', D), beginning with facet number `first`."""
+        """Read `rows` into `out[where]`, (n, K', D), from facet number `first` on."""
         if self._scales is None:
             self._read(rows, first, out, where)
             return
@@ -329,7 +333,7 @@ class _Part:
         out[where] = self._storage.decode(values) * scales[:, first : first + out.shape[1]]
 
     def _read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
-        """The same, as it stands on disk, and as it was written."""
+        """The same for stored values, without scales; verifies checksums."""
         facet_bytes = self.dim * out.itemsize
         row_bytes = self.num_facets * facet_bytes
         shards = rows // self._shard_rows
@@ -343,18 +347,20 @@ class _Part:
                     start = starts[chunk] + inside * row_bytes + first * facet_bytes
                     if os.preadv(file.fileno(), [into], start) != into.nbytes:
                         raise ValueError(f"{file.name} ends before row {row}")
-                    found[i] = [*map(google_crc32c.value, into)]  # while it is in the cache
+                    found[i] = [
+                        *map(google_crc32c.value, into)
+                    ]  # while the vector is in the CPU cache
         wrong = np.argwhere(found != self._checksums[rows, first : first + out.shape[1]])
         if len(wrong):
             row, facet = rows[wrong[0][0]], first + wrong[0][1]
             raise ValueError(
-                f"{_shard(self._folder, row // self._shard_rows)} is broken: facet number {facet} "
-                f"of key {self.keys[row]!r} is not what was written; delete the store to make it "
-                "anew"
+                f"{_shard(self._folder, row // self._shard_rows)} is corrupt: facet number {facet} "
+                f"of key {self.keys[row]!r} does not match its checksum; delete the store and run "
+                "again"
             )
 
     def _starts(self, shard: int, file: IO[bytes]) -> np.ndarray:
-        """First byte of each chunk in a shard file, from the index at the file's end."""
+        """Offset of each chunk in a shard file, from the index at the end of the file."""
         if shard not in self._chunk_starts:
             # (offset, size) of each chunk, 8 bytes each, then 4 bytes of CRC32C
             size = 16 * (self._shard_rows // self._chunk_rows)
@@ -362,8 +368,8 @@ class _Part:
             index = os.pread(file.fileno(), size + 4, max(0, end - size - 4))
             if google_crc32c.value(index[:size]).to_bytes(4, "little") != index[size:]:
                 raise ValueError(
-                    f"{file.name} is broken: its index is not what was written; delete the store "
-                    "to make it anew"
+                    f"{file.name} is corrupt: its index does not match its checksum; delete the "
+                    "store and run again"
                 )
             pairs = np.frombuffer(index[:size], "<i8").reshape(-1, 2)
             self._chunk_starts[shard] = pairs[:, 0]
@@ -376,11 +382,13 @@ def _shard(folder: Path, number: int) -> Path:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever Zarr says of files that are torn or broken, with the name of the store."""
+    """Adds the path of the store to what Zarr raises on truncated or corrupt files."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no whole store: {error}; delete it to make it anew") from error
+        raise ValueError(
+            f"{path} is corrupt or incomplete: {error}; delete it and run again"
+        ) from error
 
 
 def _checksums(vectors: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Baselines that others trained: a CLIP of open_clip or of transformers, as it is.
+"""Pretrained baselines: CLIP models of open_clip and of transformers.
 
-Each keeps its own preprocessing and tokenizer. What is downloaded is a folder that the library
-itself loads again, so evaluation needs no hub.
+Each keeps its own preprocessing and tokenizer. A download is a folder that the library itself can
+load, so evaluation needs no network.
 
-Shapes: B images, T texts, D width of the space where image and text meet.
+Shapes: B images, T texts, D width of the shared embedding space.
 """
 
 import json
@@ -27,10 +27,10 @@ from flame.study.settings import PretrainedTower
 
 log = logging.getLogger(__name__)
 
-TEXT = "text"  # folder with the shape of a text tower of transformers inside a model of open_clip
-# What open_clip's models say of their pixels, as `flame.data.images` names it.
+TEXT = "text"  # folder with the config of a transformers text tower in an open_clip model
+# Resize modes of open_clip -> names in `flame.data.images`.
 RESIZES = {"shortest": "crop", "squash": "squash"}
-# Source languages of NLLB's tokenizer, by the codes of the benchmarks; those of clip_benchmark.
+# Language codes of the benchmarks -> source languages of the NLLB tokenizer (as clip_benchmark).
 NLLB = {
     "ar": "arb_Arab", "bn": "ben_Beng", "cs": "ces_Latn", "da": "dan_Latn", "de": "deu_Latn",
     "el": "ell_Grek", "en": "eng_Latn", "es": "spa_Latn", "fa": "pes_Arab", "fi": "fin_Latn",
@@ -44,7 +44,7 @@ NLLB = {
 
 
 class _Library(Protocol):
-    """A model as its library gives it, with what belongs to it."""
+    """A model of a library with its preprocessing and tokenizer."""
 
     model: Any
     image_size: int
@@ -53,22 +53,22 @@ class _Library(Protocol):
     std: Any
 
     def images(self, pixels: Tensor) -> Tensor:
-        """(B, D) of (B, 3, H, W), normalised pixels."""
+        """Features (B, D) of normalized pixels (B, 3, H, W)."""
         ...
 
     def texts(self, texts: Sequence[str], language: str | None) -> Tensor:
-        """(T, D)."""
+        """Features (T, D)."""
         ...
 
 
 class PretrainedClip(nn.Module):
-    """A tower with a text tower of its own, neither of them trained here.
+    """A pretrained image tower and its text tower.
 
     Attributes:
         dim: D.
-        image_size: pixels, both sides.
-        resize: how images become squares; a name of `flame.data.images.RESIZES`.
-        centers: none.
+        image_size: height and width of the input, in pixels.
+        resize: how images are made square; a key of `flame.data.images.RESIZES`.
+        centers: empty.
     """
 
     mean: Tensor
@@ -87,21 +87,21 @@ class PretrainedClip(nn.Module):
             self.dim = self.encode_text(["a"]).shape[1]
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features (B, D), not normalised, of pixels (B, 3, H, W) in [0, 1]."""
+        """Image features (B, D), not normalized, of pixels (B, 3, H, W) in [0, 1]."""
         return self._library.images((images - self.mean) / self.std)
 
     def encode_text(self, texts: Sequence[str], language: str | None = None) -> Tensor:
-        """Text features (T, D), not normalised.
+        """Text features (T, D), not normalized.
 
         Args:
             texts: T texts.
-            language: two-letter code, for a tokenizer that must be told; null: English.
+            language: two-letter code, for tokenizers that need it; English by default.
         """
         return self._library.texts(list(texts), language)
 
 
 class _OpenClip:
-    """A model of open_clip, in the folder that `download` wrote."""
+    """A model of open_clip, in a folder written by `download`."""
 
     def __init__(self, folder: Path) -> None:
         import open_clip
@@ -109,7 +109,7 @@ class _OpenClip:
         name = f"local-dir:{folder}"
         config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
         if (folder / TEXT).is_dir():
-            # Its text tower is one of transformers, whose shape open_clip would ask the hub for.
+            # open_clip would fetch the config of a transformers text tower from the hub.
             config["text_cfg"]["hf_model_name"] = str(folder / TEXT)
         self.model = open_clip.create_model(
             name, pretrained_text=False, text_cfg=config["text_cfg"]
@@ -128,14 +128,14 @@ class _OpenClip:
         if hasattr(self._tokenizer, "set_lang_fn"):
             code = language or "en"
             if code not in NLLB:
-                raise ValueError(f"no source language of NLLB for {known(code, NLLB)}")
+                raise ValueError(f"NLLB has no source language for {known(code, NLLB)}")
             self._tokenizer.set_language(NLLB[code])
         device = next(self.model.parameters()).device
         return self.model.encode_text(self._tokenizer(texts).to(device))
 
 
 class _Transformers:
-    """A CLIP-like model of transformers, such as Chinese-CLIP, in the folder `download` wrote."""
+    """A CLIP-like model of transformers, e.g. Chinese-CLIP, in a folder written by `download`."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -162,7 +162,7 @@ class _Transformers:
 
 
 def _pooled(output: Any) -> Tensor:
-    """Features in the shared space; transformers 5 gives them inside an output."""
+    """Features in the shared space; transformers 5 returns them inside an output object."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -173,14 +173,14 @@ LIBRARIES: dict[str, Callable[[Path], _Library]] = {
 
 
 def download(settings: PretrainedTower, folder: Path) -> None:
-    """Fetch a tower and write it as its library loads it, with `run.json` beside.
+    """Fetch a tower and write it in the format of its library, with a `run.json`.
 
     Args:
-        settings: which tower.
+        settings: the tower.
         folder: an existing folder.
 
     Raises:
-        ValueError: a name or tag that open_clip does not know, or a checkpoint that is not there.
+        ValueError: open_clip does not know the name or tag, or the checkpoint does not exist.
     """
     match settings.tower:
         case OpenClipTower():
@@ -200,10 +200,10 @@ def download(settings: PretrainedTower, folder: Path) -> None:
 
 
 def load(folder: Path, settings: PretrainedTower) -> PretrainedClip:
-    """A tower that `download` wrote, in evaluation mode.
+    """A tower written by `download`, in evaluation mode.
 
     Raises:
-        ValueError: a file of it is broken.
+        ValueError: a file is corrupt.
     """
     verify(folder)
     return PretrainedClip(LIBRARIES[settings.tower.source](folder)).eval()
@@ -221,9 +221,9 @@ def _from_open_clip(tower: OpenClipTower, folder: Path) -> str:
     of_tag = open_clip.get_pretrained_cfg(tower.name, tower.tag) or {}
     config = open_clip.get_model_config(tower.name)
     if of_tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
-        # open_clip only warns, and the features are wrong.
+        # open_clip only warns, but the features would be wrong.
         raise ValueError(
-            f"the weights {tower.tag!r} were trained with QuickGELU: take the model "
+            f"the weights {tower.tag!r} were trained with QuickGELU: use the model "
             f"{tower.name + '-quickgelu'!r}, not {tower.name!r}"
         )
     with _verified_weights(of_tag, folder / "hub"):
@@ -271,7 +271,7 @@ def _from_transformers(tower: TransformersTower, folder: Path) -> str:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     if tower.revision is None and not Path(tower.id).is_dir():
-        raise ValueError(f"tower {tower.id!r} is no folder, and of a hub id a revision is needed")
+        raise ValueError(f"tower {tower.id!r} is not a folder, and a hub id needs a revision")
     source = Path(tower.id)
     if not source.is_dir():
         source = _transformers_files(tower, folder / "hub")

@@ -1,1 +1,1 @@
-"""How a tower is trained on stored embeddings."""
+"""How a tower is trained."""

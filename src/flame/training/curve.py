@@ -1,4 +1,4 @@
-"""Picture of a training: loss, temperature and learning rate over its steps."""
+"""Plot of a training run: loss, temperature and learning rate per step."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def draw(log: Path, out: Path, title: str) -> None:
-    """Draw the log of a run.
+    """Plot the log of a run.
 
     Args:
         log: JSON lines with step, loss, tau and lr.

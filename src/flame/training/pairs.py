@@ -1,11 +1,11 @@
-"""Images and what a store holds of their captions, joined by key into training batches.
+"""Images and their text embeddings or tokens, joined by key into training batches.
 
-A batch is a pure function of (seed, step): order, choice among an image's captions and choice
-of facets all come from generators that are seeded with what they are for. So a resumed run needs
-no saved random state, and workers need none either.
+A batch is a pure function of (seed, step): the order of images and the choice of captions and
+facets come from generators that are seeded by their purpose. So neither a resumed run nor a worker
+needs a saved RNG state.
 
 Shapes: B images of this process, S pixels, K facets of a step, D width of the embeddings, or
-number of tokens where a method reads captions itself.
+number of tokens for methods that read the captions themselves.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from flame.data.images import ImageReader
 
-# Images decoded at a time when all are kept in memory.
+# Images decoded at a time when all images are cached.
 _DECODE = 512
 
 
 def generator(*purpose: object) -> torch.Generator:
-    """CPU generator seeded by what it is for, such as `generator("order", seed, epoch)`."""
+    """CPU generator seeded by its purpose, such as `generator("order", seed, epoch)`."""
     digest = hashlib.sha256(repr(purpose).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -37,27 +37,27 @@ class Texts(Protocol):
     keys: list[str]
 
     def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
-        """Rows (n, K, D) by number, of the facets named."""
+        """Rows (n, K, D) by number, of these facets."""
         ...
 
 
 class Batch(NamedTuple):
-    """What one process is given for one step."""
+    """Input of one process for one step."""
 
     images: Tensor  # (B, 3, S, S) uint8
     texts: Tensor  # (B, K, D) float16, or int32 tokens
-    columns: Tensor  # (K,) int64, which of all target facets the K are
+    columns: Tensor  # (K,) int64, indices of the K facets among all target facets
 
 
 class Pairs:
-    """Images that have a caption of every wanted kind.
+    """Images that have a caption of every target kind.
 
     Attributes:
-        kinds: caption kinds that are matched.
+        kinds: target caption kinds.
         facets: (kind, facet) of each target facet, in the order of `Batch.texts`.
-        used: number of images that joined.
+        used: number of images with captions.
         skipped: reason -> number of images or captions left out.
-        cached: all images are in memory, decoded.
+        cached: whether all images are in memory, decoded.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Pairs:
 
         Args:
             images: the images of the data set.
-            stores: caption kind -> its captions, as a method reads them.
-            targets: caption kind -> facets to match.
+            stores: caption kind -> its embeddings or tokens.
+            targets: caption kind -> target facets.
             image_size: S.
-            max_skipped: share of images, or of captions of a kind, that may stay without partner.
-            cache_bytes: decoded images are kept if they fit into this.
+            max_skipped: share of images, or of captions of a kind, that may be left out.
+            cache_bytes: decoded images are kept in memory if they fit.
 
         Raises:
-            ValueError: a kind without store, or too many keys that do not join.
+            ValueError: a kind has no store, or too many images or captions would be left out.
         """
         missing = [kind for kind in targets if kind not in stores]
         if missing:
@@ -103,9 +103,9 @@ class Pairs:
         """Images and texts of one batch.
 
         Args:
-            chosen: (B,) which pairs, in [0, used).
-            draws: (B, kinds) in [0, 1): which of an image's captions of a kind.
-            columns: (K,) rising numbers of target facets.
+            chosen: (B,) indices of pairs in [0, used).
+            draws: (B, kinds) in [0, 1), which choose among an image's captions of a kind.
+            columns: (K,) ascending indices of target facets.
         """
         texts = []
         for number, (kind, store) in enumerate(self._stores.items()):
@@ -147,13 +147,13 @@ class Pairs:
         self.skipped[reason] = len(keys)
         if len(keys) > self._max_skipped * total:
             raise ValueError(
-                f"{len(keys)} of {total} {reason}, more than max_skipped {self._max_skipped} of"
-                f" them; the first: {', '.join(keys.unique(maintain_order=True).head(5))}"
+                f"{len(keys)} of {total} {reason}, more than max_skipped {self._max_skipped};"
+                f" the first: {', '.join(keys.unique(maintain_order=True).head(5))}"
             )
 
 
 class Batches(Dataset[Batch]):
-    """The batches of a whole training: item i is what this process gets at step i."""
+    """All batches of a training run: item i is the batch of this process at step i."""
 
     def __init__(
         self,
@@ -166,26 +166,24 @@ class Batches(Dataset[Batch]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        """Plan the epochs; what is left of an epoch after its last full batch is dropped.
+        """Plan the epochs; the incomplete last batch of an epoch is dropped.
 
         Args:
-            pairs: what to draw from.
+            pairs: images and texts.
             batch_size: images per step, over all processes.
             epochs: number of passes over the pairs.
             seed: of all random choices.
-            facets_per_step: target facets drawn at each step, the same for all its images.
-            rank: number of this process.
-            processes: how many there are.
+            facets_per_step: number of target facets drawn at each step, the same for all images.
+            rank: of this process.
+            processes: number of processes.
 
         Raises:
-            ValueError: a batch that the pairs or the processes do not fit.
+            ValueError: the batch does not fit the pairs or the processes.
         """
         if batch_size > pairs.used:
-            raise ValueError(
-                f"batch_size {batch_size} is more than the {pairs.used} pairs there are"
-            )
+            raise ValueError(f"batch_size {batch_size} is more than the {pairs.used} pairs")
         if batch_size % processes:
-            raise ValueError(f"batch_size {batch_size} does not divide among {processes} processes")
+            raise ValueError(f"batch_size {batch_size} is not divisible by {processes} processes")
         num_facets = len(pairs.facets) if facets_per_step == "all" else facets_per_step
         if num_facets > len(pairs.facets):
             raise ValueError(
@@ -217,7 +215,7 @@ class Batches(Dataset[Batch]):
 
 @lru_cache(maxsize=1)
 def _epoch(seed: int, epoch: int, pairs: int, kinds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the pairs in an epoch (pairs,), and their draws among captions (pairs, kinds)."""
+    """Order of the pairs in an epoch (pairs,), and the draws of captions (pairs, kinds)."""
     order = torch.randperm(pairs, generator=generator("order", seed, epoch))
     # In float64 a draw just below 1 times a count still rounds to less than the count.
     draws = torch.rand(
@@ -227,7 +225,7 @@ def _epoch(seed: int, epoch: int, pairs: int, kinds: int) -> tuple[np.ndarray, n
 
 
 def _ragged(lists: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lists as all their values, the place of each list's first, and each list's length."""
+    """Lists as their concatenated values, the offset of each list, and its length."""
     count = lists.list.len().to_numpy().astype(np.int64)
     first = np.concatenate([[0], count.cumsum()[:-1]]).astype(np.int64)
     return lists.explode().to_numpy().astype(np.int64), first, count

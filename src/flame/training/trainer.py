@@ -1,4 +1,4 @@
-"""The training of a tower: its steps, its log, its checkpoints, and how it goes on from them."""
+"""Training loop of a tower: steps, log, checkpoints, resuming."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ from flame.training.optim import adamw, learning_rate, load_state_tensors, state
 from flame.training.pairs import Batch, Batches, generator
 from flame.training.processes import Place
 
-LOG_LINES = 500  # of a whole run, about
+LOG_LINES = 500  # per run, approximately
 
 
 class Trainer:
-    """A training between two steps: all that a checkpoint holds, and how it goes on."""
+    """State of a training run between two steps, as saved in a checkpoint."""
 
     def __init__(
         self,
@@ -65,10 +65,12 @@ class Trainer:
             self._restore()
         seen = processes.gather(torch.tensor([self.step], device=place.device)).tolist()
         if len(set(seen)) > 1:
-            raise ValueError(f"processes see checkpoints of steps {seen} in {folder}: another each")
+            raise ValueError(
+                f"processes see checkpoints of steps {seen} in {folder}: is it shared?"
+            )
 
     def run(self, loader: Iterable[Batch]) -> None:
-        """All steps that are left."""
+        """Run the remaining steps."""
         recipe, steps = self.settings.recipe, len(self.batches)
         every = max(1, steps // LOG_LINES)
         clock = _Clock(self.seconds)
@@ -86,7 +88,7 @@ class Trainer:
                 bar.update(recipe.batch_size)
                 if self.step % every == 0 or self.step == steps:
                     lines.write(json.dumps(line | clock.rates(recipe.batch_size)) + "\n")
-                # Not all are told to stop at the same step, and none can take one alone.
+                # The signal may reach processes at different steps, but all must stop at the same.
                 stop = processes.any_of(stopping.is_set(), self.place.device)
                 if clock.due(60 * recipe.checkpoint_minutes) or stop:
                     self._save()
@@ -94,7 +96,11 @@ class Trainer:
                     sys.exit(128 + signal.SIGTERM)
 
     def advance(self, batch: Batch) -> dict[str, float]:
-        """One step, and its line for the log."""
+        """Run one step.
+
+        Returns:
+            Its line of the log.
+        """
         recipe, device = self.settings.recipe, self.place.device
         lr = learning_rate(self.step, len(self.batches), recipe)
         for group in self.optimizer.param_groups:
@@ -119,8 +125,8 @@ class Trainer:
         loss = self._step_loss(outputs, batch.columns)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
-        told = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
-        self.loss, grad_norm, inverse_tau = told.tolist()
+        logged = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
+        self.loss, grad_norm, inverse_tau = logged.tolist()
         line = {
             "step": self.step + 1,
             "epoch": self.step // self.batches.steps_per_epoch + 1,
@@ -160,35 +166,35 @@ class Trainer:
         write_atomic(self.checkpoint, lambda path: save_file(tensors, path, numbers))
 
     def _restore(self) -> None:
-        broken = f"{self.checkpoint} is broken: delete it to begin the run afresh"
+        corrupt = f"{self.checkpoint} is corrupt: delete it to restart the run"
         try:
             tensors = load_file(self.checkpoint, device=str(self.place.device))
             numbers = self._checkpoint_numbers()
         except SafetensorError as error:
-            raise ValueError(f"{broken} ({error})") from error
+            raise ValueError(f"{corrupt} ({error})") from error
         if numbers.get("sha256") != _digest(tensors):
-            raise ValueError(f"{broken} (its tensors are not those that were saved)")
+            raise ValueError(f"{corrupt} (its tensors do not match their checksum)")
         load_state_tensors(self.tower, self.optimizer, tensors)
         self.step, self.seconds = int(numbers["step"]), float(numbers["seconds"])
         self.loss = float(numbers["loss"])
 
 
 class _Clock:
-    """Time of a training, and how much of it was spent waiting for data."""
+    """Time of a training run, and the share of it spent waiting for data."""
 
     def __init__(self, before: float) -> None:
-        """Start; `before` are the seconds of interrupted runs."""
+        """Start the clock; `before` is the time of interrupted runs, in seconds."""
         self._start = time.monotonic() - before
         self._saved = self._read = time.monotonic()
         self._waited, self._steps = 0.0, 0
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole training."""
+        """Seconds of the whole run."""
         return time.monotonic() - self._start
 
     def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of a loader, with the time measured that each takes to come."""
+        """Batches of a loader; measures the time spent waiting for them."""
         batches = iter(loader)
         while True:
             begin = time.monotonic()
@@ -200,7 +206,7 @@ class _Clock:
             yield batch
 
     def rates(self, batch_size: int) -> dict[str, float]:
-        """Images a second, and the share of time waited for data, since the last call."""
+        """Images per second, and the share of time spent waiting for data, since the last call."""
         span = time.monotonic() - self._read
         rates = {
             "images_per_second": round(self._steps * batch_size / span, 1),
@@ -211,7 +217,7 @@ class _Clock:
         return rates
 
     def due(self, seconds: float) -> bool:
-        """Whether so many seconds went by since this was last true."""
+        """Whether this many seconds have passed since this was last true."""
         now = time.monotonic()
         if now - self._saved < seconds:
             return False
@@ -220,7 +226,7 @@ class _Clock:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of tensors."""
+    """SHA-256 of names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -230,7 +236,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """SIGTERM as a flag, so that it ends the training between two steps."""
+    """Turns SIGTERM into a flag, so that training stops between two steps."""
     stopping = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
@@ -240,8 +246,8 @@ def _stop_signal() -> Iterator[threading.Event]:
 
 
 def _open_log(folder: Path, step: int, place: Place) -> TextIO:
-    """The log of the run, without what an interrupted one did after its checkpoint."""
-    if place.rank != 0:  # they train the same run, and tell nobody
+    """Log of the run, without the steps that an interrupted run made after its checkpoint."""
+    if place.rank != 0:  # only the first process writes the log
         return open(os.devnull, "w")
     path = folder / "log.jsonl"
     old = path.read_text().splitlines(keepends=True) if path.exists() else []
