@@ -16,6 +16,7 @@ from flame.captioning.join import (
     write_table,
 )
 from flame.captioning.parts import PART, merge_chunks, total_counts
+from flame.data.captions import FILE
 from flame.runtime import command
 from flame.runtime.checksums import seal, sha256
 from flame.runtime.resumable import resumable, write_atomic
@@ -71,16 +72,16 @@ def join(images: Path, parts: list[Path], out: Path, settings: CaptionsSettings)
     about = ordered(parts, images, settings)
     origin = settings.model_dump(mode="json") | {
         "inputs": {str(i): sha256(path) for i, path in enumerate(about)},
-        "own": sha256(images / "captions.parquet"),
+        "own": sha256(images / FILE),
     }
     with resumable(out, origin) as folder:
-        captions = folder / "captions.parquet"
+        captions = folder / FILE
         written = write_table([*about], images, captions, settings)
         missing = {kind: without_caption(images, written, kind) for kind in kinds(settings)}
         found = report.summarize(captions, written, [*about.values()], missing, settings)
         write_atomic(folder / "report.json", json.dumps(found, indent=1).encode())
         write_atomic(folder / "report.md", report.as_markdown(found).encode())
-        seal(folder, ["captions.parquet", "report.json", "report.md"])
+        seal(folder, [FILE, "report.json", "report.md"])
         check_missing(missing, found["images"], settings)
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
-from flame.data import hub
+from flame.data import captions, hub
 from flame.data.datasets import Sample, Skipped, module
 from flame.data.shards import EXTENSIONS, RANGELESS, ShardWriter
 from flame.runtime import command, progress
@@ -80,7 +80,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         manifest["reasons"] = Counter(each.reason.split(":")[0] for each in skipped)
         manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        seal(folder, ["captions.parquet", "index.parquet", "manifest.json"])
+        seal(folder, [captions.FILE, "index.parquet", "manifest.json"])
 
 
 def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from flame.data.captions import FILE, of_kind
 from flame.embedding import store
 from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM
 from flame.runtime import command, progress
-from flame.runtime.checksums import sha256, verified
+from flame.runtime.checksums import sha256
 from flame.runtime.errors import known
 from flame.runtime.parts import rows_of
 from flame.runtime.resumable import resumable
@@ -44,7 +45,7 @@ def embed(
     encoder = FrozenLLM(llm, settings)
     origin = settings.model_dump(mode="json") | {
         "checkpoint": sha256(llm / "flame.json"),
-        "inputs": {folder.name: sha256(folder / "captions.parquet") for folder in datasets},
+        "inputs": {folder.name: sha256(folder / FILE) for folder in datasets},
         "made_with": {name: version(name) for name in ("torch", "transformers", "zarr")}
         | {"dtype": str(encoder.dtype)},
     }
@@ -59,13 +60,7 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
     for name in settings.datasets:
         if name not in folders:
             raise ValueError(f"no folder given for data set {known(name, folders)}")
-        table = pl.scan_parquet(verified(folders[name] / "captions.parquet"))
-        rows = table.filter(kind=settings.kind).select("key", "text").collect()
-        if rows.is_empty():
-            kinds = table.select("kind").unique().sort("kind").collect()["kind"]
-            raise ValueError(
-                f"{folders[name]} has no captions of kind {known(settings.kind, kinds)}"
-            )
+        rows = of_kind(folders[name] / FILE, settings.kind)
         own = rows_of(len(rows), settings.part, settings.parts)
         captions[name] = rows[own.start : own.stop]
     return captions

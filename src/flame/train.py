@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from flame import __version__
+from flame.data.captions import FILE
 from flame.data.images import ImageReader
 from flame.embedding import provenance
 from flame.embedding.store import Embeddings, by_kind, read_attributes
@@ -59,7 +60,7 @@ def train(
         device: where to compute; auto: on the GPU if there is one.
     """
     torch.set_num_threads(threads)
-    words = (captions or images) / "captions.parquet"
+    words = (captions or images) / FILE
     inputs = sources(settings, images, stores, words, base)
     texts, targets = _texts(settings, words, stores, cache_mb << 20)
     pairs = Pairs(

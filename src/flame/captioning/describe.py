@@ -13,10 +13,10 @@ from flame.captioning import engines
 from flame.captioning.engines import Engine, Reply, Request
 from flame.captioning.faults import faults
 from flame.captioning.parts import Row, chunk_path, write_chunk
+from flame.data import captions
 from flame.data.images import ImageReader
 from flame.data.shards import ImageError
 from flame.runtime import progress
-from flame.runtime.checksums import verified
 from flame.runtime.parts import rows_of
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
 from flame.study.settings import CaptionSettings
@@ -74,9 +74,8 @@ def describe_part(
 
 def raw_captions(images: Path, keys: list[str]) -> dict[str, str]:
     """Key -> first raw caption, for every key that has one."""
-    table = pl.scan_parquet(verified(images / "captions.parquet")).filter(pl.col("kind") == "raw")
-    rows = table.filter(pl.col("key").is_in(keys)).select("key", "text").collect().rows()
-    return dict(reversed(rows))
+    table = captions.scan(images / captions.FILE).filter(pl.col("key").is_in(keys))
+    return dict(captions.first_of_kind(table, "raw").collect().rows())
 
 
 def describe(

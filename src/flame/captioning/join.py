@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from flame.captioning.parts import COUNTS, description
+from flame.data import captions
 from flame.runtime.checksums import sha256, verified
 from flame.runtime.parts import agreed
 from flame.runtime.resumable import write_atomic
@@ -55,7 +56,7 @@ def write_table(
     Returns:
         Rows of all parts after `replace_shared`, including those without a text.
     """
-    own = pl.scan_parquet(verified(images / "captions.parquet"))
+    own = captions.scan(images / captions.FILE)
     written = replace_shared(pl.scan_parquet([*parts]), own, settings)
     kept = written.filter(pl.col("text").is_not_null())
     whole = pl.concat([own.filter(~pl.col("kind").is_in(kinds(settings))), kept])
@@ -83,7 +84,7 @@ def replace_shared(
     )
     if shared.is_empty():
         return written
-    raw = own.filter(kind="raw").unique("key", keep="first", maintain_order=True)
+    raw = captions.first_of_kind(own, "raw")
     joined = marked.join(
         shared.lazy(), on=["kind", "hash"], how="left", maintain_order="left"
     ).join(raw.select("key", raw="text"), on="key", how="left", maintain_order="left")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from flame.data.shards import CAPTIONS
+from flame.data import captions
 from flame.runtime.resumable import write_atomic
 
 PART = "part.parquet"
@@ -40,7 +40,7 @@ def chunk_path(folder: Path, number: int) -> Path:
 
 def write_chunk(path: Path, rows: Sequence[Row], **counts: float) -> None:
     """Write one chunk of a part, with counts that `merge_chunks` can sum."""
-    table = pl.DataFrame(rows, schema=CAPTIONS, orient="row")
+    table = captions.table(rows)
     about = {ABOUT: json.dumps(counts)}
     write_atomic(path, lambda temporary: table.write_parquet(temporary, metadata=about))
 
@@ -48,7 +48,7 @@ def write_chunk(path: Path, rows: Sequence[Row], **counts: float) -> None:
 def merge_chunks(folder: Path, about: Mapping[str, Any]) -> None:
     """Write `PART` from all chunks of a folder, with its description."""
     metadata = {ABOUT: json.dumps(about)}
-    chunks = pl.scan_parquet(_chunks(folder), schema=CAPTIONS)
+    chunks = pl.scan_parquet(_chunks(folder), schema=captions.SCHEMA)
     write_atomic(folder / PART, lambda path: chunks.sink_parquet(path, metadata=metadata))
 
 

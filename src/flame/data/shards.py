@@ -8,6 +8,7 @@ import google_crc32c
 import polars as pl
 from PIL import Image
 
+from flame.data import captions
 from flame.data.datasets import Sample
 
 INDEX = {
@@ -20,7 +21,6 @@ INDEX = {
     "label": pl.String,
     "crc32c": pl.UInt32,
 }
-CAPTIONS = {"key": pl.String, "kind": pl.String, "text": pl.String, "flags": pl.String}
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg"}
 RANGELESS = ("I", "F")  # modes of numbers of which nobody says what is black and what is white
 
@@ -93,9 +93,9 @@ class ShardWriter:
             for (key, *others), place in zip(self._index, self._offsets, strict=True)
         ]
         pl.DataFrame(rows, schema=INDEX, orient="row").write_parquet(self.root / "index.parquet")
-        captions = pl.DataFrame(self._captions, schema=CAPTIONS, orient="row")
-        captions.write_parquet(self.root / "captions.parquet")
-        return {"images": len(rows), "captions": len(captions), "shards": self._num_shards}
+        texts = captions.table(self._captions)
+        texts.write_parquet(self.root / captions.FILE)
+        return {"images": len(rows), "captions": len(texts), "shards": self._num_shards}
 
     def _write_shard(self) -> None:
         with tarfile.open(shard_path(self.root, self._num_shards), "w") as tar:

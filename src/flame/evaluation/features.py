@@ -5,17 +5,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import polars as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flame.data import captions
 from flame.data.images import ImageReader
 from flame.embedding import provenance
 from flame.embedding.store import Embeddings, by_kind
 from flame.evaluation.tasks import Asked, Images, Texts
 from flame.runtime import progress
-from flame.runtime.checksums import verified
 from flame.runtime.device import device_of
 from flame.runtime.errors import known
 from flame.study.settings import Question
@@ -118,11 +117,7 @@ class Features:
     def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
         """Texts encoded by the tower itself, in the order of a store."""
         folder = _get(self._datasets, question.dataset, "data set")
-        captions = pl.read_parquet(verified(folder / "captions.parquet"))
-        rows = captions.filter(kind=kind)
-        if rows.is_empty():
-            kinds = sorted(set(captions["kind"]))
-            raise ValueError(f"{folder} has no captions of kind {known(kind, kinds)}")
+        rows = captions.of_kind(folder / captions.FILE, kind)
         texts = rows["text"].to_list()
         features = encoded_features(encoder, texts, self._batch_size, question.language)
         return Texts(rows["key"].to_list(), features)

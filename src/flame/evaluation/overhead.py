@@ -14,18 +14,16 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from torch import nn
 from transformers import AutoModel
 
+from flame.data import captions
 from flame.data.images import ImageReader
 from flame.embedding.attention import Layout, facet_mask
 from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, plan
 from flame.embedding.store import Embeddings, by_kind
 from flame.runtime import progress
-from flame.runtime.checksums import verified
-from flame.runtime.errors import known
 from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
 from flame.towers.base import Centers
 from flame.towers.load import create
@@ -60,11 +58,7 @@ class Way(NamedTuple):
 
 def texts_of(images: Path, settings: EmbedSettings) -> tuple[list[str], list[str]]:
     """Keys and texts of the captions of one kind, in the order of the file."""
-    table = pl.read_parquet(verified(images / "captions.parquet"))
-    rows = table.filter(kind=settings.kind)
-    if rows.is_empty():
-        kinds = table["kind"].unique(maintain_order=True)
-        raise ValueError(f"{images} has no captions of kind {known(settings.kind, kinds)}")
+    rows = captions.of_kind(images / captions.FILE, settings.kind)
     return rows["key"].to_list(), rows["text"].to_list()
 
 
@@ -241,7 +235,7 @@ def runs(
         means = {kind: torch.from_numpy(store.mean()) for kind, store in stored.items()}
         centers = {k: dict(zip(stored[k].facets, mean, strict=True)) for k, mean in means.items()}
     tokens = Tokens(
-        images / "captions.parquet",
+        images / captions.FILE,
         baseline.captions,
         baseline.text_tower.context_length,
         cache_bytes=CACHE_BYTES,

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from flame.data import captions
 from flame.embedding.store import Embeddings
 from flame.evaluation.features import directions
 from flame.report.figures.examples import evenly
@@ -63,13 +64,9 @@ def matched(
     for folder in folders:
         parts = [part for part in stores if (part / folder.name).is_dir()]
         opened = Embeddings.open(parts, folder.name)
-        texts = pl.scan_parquet(folder / "captions.parquet").filter(kind=kind)
+        texts = captions.first_of_kind(captions.scan(folder / captions.FILE), kind)
         rows = pl.LazyFrame({"key": opened.keys}).with_row_index("row")
-        tables.append(
-            texts.select("key", "text")
-            .unique("key", keep="first", maintain_order=True)
-            .join(rows.unique("key", keep="first"), on="key", maintain_order="left")
-        )
+        tables.append(texts.join(rows.unique("key", keep="first"), on="key", maintain_order="left"))
         embeddings.append(opened)
     common = tables[0].join(tables[1], on="key", maintain_order="left").collect()
     if len(common) < 2:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from open_clip.tokenizer import tokenize
 
-from flame.runtime.checksums import verified
-from flame.runtime.errors import known
+from flame.data.captions import of_kind
 
 # The only facet of a caption that is read as it is.
 FACET = "tokens"
@@ -40,11 +38,7 @@ class Tokens:
         Raises:
             ValueError: there are no captions of this kind.
         """
-        table = pl.read_parquet(verified(captions))
-        rows = table.filter(pl.col("kind") == kind)
-        if rows.is_empty():
-            kinds = table["kind"].unique(maintain_order=True)
-            raise ValueError(f"{captions} has no captions of kind {known(kind, kinds)}")
+        rows = of_kind(captions, kind)
         self.keys: list[str] = rows["key"].to_list()
         self.facets = (FACET,)
         self.dim = context_length

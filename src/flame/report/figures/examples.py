@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 from pydantic import Field, PositiveInt
 
+from flame.data import captions
 from flame.report.figures import GREY, PALETTE, canvas, dataset_folder, training_file
-from flame.runtime.checksums import verified
 from flame.study import files
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
@@ -69,7 +69,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
         for label, run in chosen.runs.items()
     }
     first = next(iter(answers.values()))
-    texts = query_texts(reader.root / "captions.parquet", first)
+    texts = query_texts(reader.root / captions.FILE, first)
     shown = evenly(len(first), chosen.queries)
     note = (
         f"{len(shown)} of {len(first)} texts, evenly spaced, and the image that each run retrieves:"
@@ -99,22 +99,21 @@ def evenly(total: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * total // (2 * parts) for i in range(parts)]
 
 
-def query_texts(captions: Path, answers: pl.DataFrame) -> list[str]:
+def query_texts(path: Path, answers: pl.DataFrame) -> list[str]:
     """Text of every query: row n of the captions of the evaluated kind.
 
     Args:
-        captions: table of the data set's captions.
+        path: `captions.parquet` of the data set.
         answers: queries in order, with the key of the image of each.
 
     Raises:
         ValueError: the keys match no kind, or several.
     """
-    table = pl.read_parquet(verified(captions))
-    kinds = {str(kind): rows for (kind,), rows in table.group_by("kind", maintain_order=True)}
+    kinds = captions.by_kind(path)
     fitting = [name for name, rows in kinds.items() if rows["key"].equals(answers["key"])]
     if len(fitting) != 1:
         raise ValueError(
-            f"{captions}: the queries match the captions of {len(fitting)} kinds, not of one"
+            f"{path}: the queries match the captions of {len(fitting)} kinds, not of one"
             f" ({', '.join(fitting or kinds)})"
         )
     return kinds[fitting[0]]["text"].to_list()
