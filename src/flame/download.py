@@ -1,4 +1,4 @@
-"""What comes from outside, brought into our forms: a data set's images and captions, an LLM."""
+"""Data sets, LLMs and pretrained towers -> folders of one layout under `resources/`."""
 
 import io
 import json
@@ -32,19 +32,19 @@ from flame.study.settings import VERSION, PretrainedTower, ReleasedTower
 log = logging.getLogger(__name__)
 
 SAMPLES_PER_SHARD = 10_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not all that PIL would try
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # of the many that PIL knows
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: float = 0.01) -> None:
-    """Bring a data set into tar shards, an index and a table of captions.
+    """Convert a data set to tar shards, an index and a table of captions.
 
     Args:
-        source: module under `flame/datasets` that reads it.
+        source: module under `flame/data/datasets` that reads it.
         options: JSON of that module's options.
-        seed: of whatever the module draws.
+        seed: of everything random in the module.
         out: folder to write.
-        max_skipped: share of images left out, such as broken ones, over which the job fails.
+        max_skipped: share of images that may be left out before the job fails.
     """
     reader = module(source)
     chosen = reader.Options.model_validate_json(options)
@@ -56,7 +56,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         "from": reader.CARD.source,
         "licence": reader.CARD.licence,
     }
-    # What a module fetches lies beside the data sets, since several may come from one source.
+    # Downloads lie beside the data sets, because several may share a source.
     raw = out.parent.parent / "raw" / source
     skipped: list[Skipped] = []
     converted = 0
@@ -84,7 +84,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
 
 
 def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:
-    """Every sample with an image that can be read to its end, and whether it was converted."""
+    """Every sample whose image can be decoded completely, and whether it was converted."""
     threads = len(os.sched_getaffinity(0))
     ahead: deque[Future[tuple[Sample | Skipped, bool]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -97,20 +97,20 @@ def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skip
 
 
 def _read_through(sample: Sample | Skipped) -> tuple[Sample | Skipped, bool]:
-    """A PNG or JPEG as it is, any other image as a PNG of the same pixels."""
+    """A PNG or JPEG unchanged, any other image as a PNG of the same pixels."""
     if isinstance(sample, Skipped):
         return sample, False
     try:
         with Image.open(io.BytesIO(sample.image), formats=FORMATS) as image:
             kept = image.format in EXTENSIONS
             if kept:
-                # A header tells nothing of what is missing behind it; to read it small is enough.
+                # A good header does not mean a complete file; decoding at low resolution does.
                 image.draft("", (1, 1))
                 image.load()
                 return sample, False
             upright = ImageOps.exif_transpose(image)
             if upright.mode in RANGELESS:
-                raise ValueError(f"mode {upright.mode!r} says of no value that it is white")
+                raise ValueError(f"mode {upright.mode!r} has no defined white level")
             if upright.mode not in PNG_MODES:
                 upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
             png = io.BytesIO()
@@ -127,32 +127,32 @@ def _check_counts(
     skipped: Sequence[Skipped],
     max_skipped: float,
 ) -> None:
-    """Fail where too many images were left out, or where not all of a known number came."""
-    came = images + len(skipped)
-    if len(skipped) > max_skipped * came:
+    """Fail if too many images were left out, or if their number is not the known one."""
+    found = images + len(skipped)
+    if len(skipped) > max_skipped * found:
         raise ValueError(
-            f"{len(skipped)} of {came} images are broken, more than {max_skipped:.1%}: "
+            f"{len(skipped)} of {found} images are broken, more than {max_skipped:.1%}: "
             + ", ".join(f"{each.key} ({each.reason})" for each in skipped[:20])
         )
     expected = reader.size(options)
-    if came == expected:
+    if found == expected:
         return
-    told = f"{came} images came of {reader.CARD.title}, {expected} are expected"
+    message = f"{reader.CARD.title} has {found} images, expected {expected}"
     is_exact = reader.exact(options) if hasattr(reader, "exact") else True
     if is_exact and getattr(options, "limit", None) is None:
-        raise ValueError(f"{told}: its source is not what it was, or broke off")
-    log.warning("%s", told)
+        raise ValueError(f"{message}: the source has changed or is incomplete")
+    log.warning("%s", message)
 
 
 def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
-    """Bring an LLM into a folder that `transformers` loads.
+    """Write an LLM as a folder that `transformers` loads.
 
     Args:
-        checkpoint: where it comes from.
+        checkpoint: its source.
         out: folder to write.
-        reset: seed with which the weights are drawn anew, or nothing.
+        reset: seed to re-initialize the weights with; None keeps them.
     """
-    from flame.embedding import checkpoints  # imports torch, which data sets do without
+    from flame.embedding import checkpoints  # imports torch, which data sets do not need
 
     origin = checkpoint.model_dump(mode="json") | {"version": VERSION["download"]}
     if reset is not None:
@@ -172,7 +172,7 @@ def llm(checkpoint: Checkpoint, out: Path, *, reset: int | None = None) -> None:
 
 
 def tower(settings: PretrainedTower | ReleasedTower, out: Path) -> None:
-    """Bring a tower that others trained into a folder as those that are trained here.
+    """Write a tower that others trained as a folder like those that are trained here.
 
     Args:
         settings: which tower.

@@ -94,7 +94,7 @@ def test_same_samples_give_the_same_files(tmp_path):
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", "a"])
 def test_bad_keys_are_refused(tmp_path, key):
-    with pytest.raises(ValueError, match=f"'{key}' is taken already or holds"):
+    with pytest.raises(ValueError, match=f"'{key}' is a duplicate or contains"):
         write(
             tmp_path, [Sample("a", encoded(picture(0)), {}), Sample(key, encoded(picture(0)), {})]
         )

@@ -195,10 +195,10 @@ def test_what_is_wrong_with_a_sample_is_told(tmp_path):
         ("b", "no caption"),
         ("c", "no image"),
         ("d", "no caption"),
-        ("a", "the key is there already"),
+        ("a", "duplicate key"),
         "e",
         ("sub_1_f", "no image"),
-        ("e", "the key is there already"),
+        ("e", "duplicate key"),
         ("g", "no image"),
     ]
 
@@ -222,7 +222,7 @@ def test_two_samples_of_one_key_in_a_row_are_two(tmp_path):
     found = list(_links.samples([tmp_path / "0.tar"]))
     assert found == [
         Sample("a", b"1", {"raw": ["one"]}),
-        Skipped("a", "the key is there already"),
+        Skipped("a", "duplicate key"),
     ]
 
 
@@ -230,7 +230,7 @@ def test_two_samples_of_one_key_in_a_row_are_two(tmp_path):
 def test_a_shard_that_breaks_off_is_no_shard(tmp_path, length):
     whole = pairs(0, 3)
     (tmp_path / "0.tar").write_bytes(whole[:length])
-    with pytest.raises(ValueError, match=r"0\.tar is no whole tar"):
+    with pytest.raises(ValueError, match=r"0\.tar is not a complete tar"):
         list(_links.samples([tmp_path / "0.tar"]))
 
 
@@ -346,7 +346,7 @@ def test_a_tool_that_fails_or_leaves_links_out(server, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"img2dataset failed \(1\)"):
         list(cc3m.read(tmp_path, options, 0))
     monkeypatch.setenv("FLAME_IMG2DATASET", "true")
-    with pytest.raises(ValueError, match="told of 0 of 1 links"):
+    with pytest.raises(ValueError, match="reported 0 of 1 links"):
         list(cc3m.read(tmp_path, options, 0))
     monkeypatch.delenv("FLAME_IMG2DATASET")
     monkeypatch.setattr(_links.shutil, "which", lambda name: None)
@@ -402,7 +402,7 @@ def test_reasons(message, reason):
 
 def test_a_round_in_words():
     told = _links.told(Round(10, 7, {"HTTP 404": 2, "timeout": 1}))
-    assert told == "7 of 10 links brought an image; dead: 2 HTTP 404, 1 timeout"
+    assert told == "7 of 10 links have an image; dead: 2 HTTP 404, 1 timeout"
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
@@ -497,7 +497,7 @@ def test_fewer_images_than_the_set_has_are_refused_unless_a_limit_is_set(server,
     server.hub("owner/cc3m", "main", SNAPSHOT)
     place = {"id": "owner/cc3m", "revision": "main"}
     out = tmp_path / "datasets/cc3m"
-    with pytest.raises(ValueError, match="5 images came of CC3M, 2905954 are expected"):
+    with pytest.raises(ValueError, match="CC3M has 5 images, expected 2905954"):
         run("cc3m", out, **place)
     assert not out.exists()
     assert run("cc3m", out, **place, limit=100)["images"] == 5

@@ -76,7 +76,7 @@ def test_of_the_clusters_log_only_what_slurm_said_is_told(tmp_path, log):
         "Shutting down, this might take some time.\n"
     )
     told = report(failed(12, 2, "results/train/a", tmp_path / "missing.log", slurm))
-    assert f"missing.log\n    (nothing)\n  {slurm}\n    slurmstepd-n0: error" in told
+    assert f"missing.log\n    (empty)\n  {slurm}\n    slurmstepd-n0: error" in told
     assert "Building DAG" not in told
 
 

@@ -1,4 +1,4 @@
-"""Images of a data set as tensors: read by byte offset, resized, augmented.
+"""Images of a data set as tensors: read by byte offset, resized and augmented.
 
 Shapes: B images, H x W pixels.
 """
@@ -24,7 +24,7 @@ from flame.runtime.checksums import verified
 class ImageReader:
     """Random access to the images of a data set folder; row i is row i of its index.
 
-    Holds no open file, so it can be pickled to the workers of a loader.
+    Holds no open file and can be pickled to the workers of a loader.
 
     Attributes:
         keys: key of every image.
@@ -37,7 +37,7 @@ class ImageReader:
         self.keys: list[str] = index["key"].to_list()
         self.labels: list[str | None] = index["label"].to_list()
         self._places = index.select("shard", "offset", "size").cast(pl.Int64).to_numpy()
-        has_sums = "crc32c" in index.columns  # not where it was made before there were any
+        has_sums = "crc32c" in index.columns  # absent in data sets of older versions
         self._checksums = index["crc32c"].to_numpy() if has_sums else None
 
     def __len__(self) -> int:
@@ -65,10 +65,10 @@ class ImageReader:
         shard, offset, length = (int(value) for value in self._places[i])
         path = shard_path(self.root, shard)
         try:
-            # pread leaves the file position alone: forked workers may share one open file.
+            # pread does not move the file position, so forked workers can share an open file.
             data = os.pread(_open(path).fileno(), length, offset)
             if self._checksums is not None and google_crc32c.value(data) != self._checksums[i]:
-                raise ValueError("these are not the bytes that were written (CRC32C)")
+                raise ValueError("the bytes differ from those that were written (CRC32C)")
             return to_rgb(Image.open(io.BytesIO(data)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ImageError(
@@ -76,22 +76,22 @@ class ImageReader:
             ) from error
 
 
-@lru_cache(maxsize=256)  # open files at a time, far below the usual limit of 1,024
+@lru_cache(maxsize=256)  # open files, far below the usual limit of 1,024
 def _open(path: Path) -> IO[bytes]:
     return path.open("rb", buffering=0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB image of any mode; what is transparent becomes white.
+    """Upright RGB image from any mode; transparent pixels become white.
 
     Raises:
         ValueError: a mode of `RANGELESS`.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL would make white of all but the darkest 256 values
+    if image.mode.startswith("I;16"):  # PIL would clip all but the darkest 256 values to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in RANGELESS:
-        raise ValueError(f"mode {image.mode!r} says of no value that it is white")
+        raise ValueError(f"mode {image.mode!r} has no defined white level")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -99,17 +99,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def square(image: Image.Image, size: int, resize: str = "fit") -> np.ndarray:
-    """Pixels (size, size, 3) uint8 of an RGB image, made square as `RESIZES` says."""
+    """Pixels (size, size, 3) uint8 of an RGB image, made square by one of `RESIZES`."""
     return np.asarray(image if image.size == (size, size) else RESIZES[resize](image, size))
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shortest side to `size`, then the centre, in the one step that PIL offers."""
+    """Shortest side to `size` and centre crop, in PIL's single step."""
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """The same in two steps with rounding in between, to the pixel as open_clip does it."""
+    """The same in two steps with rounding in between, identical to open_clip."""
     shortest = min(image.size)
     width, height = (int(size * side / shortest) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -134,16 +134,16 @@ def augment(
     rank: int = 0,
     processes: int = 1,
 ) -> torch.Tensor:
-    """Random crop, resized back, and random shift; never a flip, as left and right mean something.
+    """Random crop, resized back, and random shift; no flip, because captions name left and right.
 
     Args:
         images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], on any device.
-        generator: of the CPU, so that every device sees the same draws.
+        generator: on the CPU, so that every device sees the same draws.
         scale: smallest and largest share of the area that a crop keeps, in (0, 1].
         shift: largest shift along each axis in pixels; the edge is repeated.
-        rank: which share of a larger batch the images are: every `processes`-th from this one on.
-        processes: number of shares. Each draws for the whole batch, so that an image is changed in
-            the same way whoever has it.
+        rank: share of a larger batch that the images are: every `processes`-th, starting here.
+        processes: number of shares. Each draws for the whole batch, so that an image is augmented
+            in the same way whichever process has it.
 
     Returns:
         (B, 3, H, W) float in [0, 1]; the images themselves for scale (1, 1) and shift 0.

@@ -22,7 +22,7 @@ INDEX = {
     "crc32c": pl.UInt32,
 }
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg"}
-RANGELESS = ("I", "F")  # modes of numbers of which nobody says what is black and what is white
+RANGELESS = ("I", "F")  # modes without a defined black and white level
 
 
 class ImageError(ValueError):
@@ -30,12 +30,12 @@ class ImageError(ValueError):
 
 
 def shard_path(root: Path, shard: int) -> Path:
-    """Where a data set keeps the tar of a number."""
+    """Path of a shard by number."""
     return root / f"shard-{shard:05d}.tar"
 
 
 class ShardWriter:
-    """Writes one data set; the same samples give the same bytes.
+    """Writes one data set, deterministically.
 
     Args:
         root: folder of the data set; made if missing.
@@ -57,10 +57,10 @@ class ShardWriter:
         """Append an image and its captions.
 
         Raises:
-            ImageError: the image is no PNG or JPEG; nothing of it was kept, the next can follow.
+            ImageError: the image is not a PNG or JPEG. Nothing was written; others may follow.
         """
         if sample.key in self._keys or "." in sample.key or "/" in sample.key:
-            raise ValueError(f"key {sample.key!r} is taken already or holds '.' or '/'")
+            raise ValueError(f"key {sample.key!r} is a duplicate or contains '.' or '/'")
         extension, width, height = _header(sample)
         self._keys.add(sample.key)
         self._pending.append((f"{sample.key}.{extension}", sample.image))
@@ -84,7 +84,7 @@ class ShardWriter:
         """Write the last shard, `index.parquet` and `captions.parquet`.
 
         Returns:
-            How many images, captions (class texts included) and shards there are.
+            Number of images, captions (including class texts) and shards.
         """
         if self._pending:
             self._write_shard()
@@ -100,11 +100,11 @@ class ShardWriter:
     def _write_shard(self) -> None:
         with tarfile.open(shard_path(self.root, self._num_shards), "w") as tar:
             for name, data in self._pending:
-                # TarInfo's own defaults (time 0, user 0) keep the bytes the same from run to run.
+                # TarInfo's defaults (time 0, user 0) make the bytes reproducible.
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-                # Counted from the end: a long name takes more than one block in front of the data.
+                # Counted from the end, as a long name takes several blocks before the data.
                 blocks = -(-len(data) // tarfile.BLOCKSIZE)
                 self._offsets.append((self._num_shards, tar.offset - blocks * tarfile.BLOCKSIZE))
         self._num_shards += 1
@@ -117,4 +117,4 @@ def _header(sample: Sample) -> tuple[str, int, int]:
         with Image.open(io.BytesIO(sample.image), formats=tuple(EXTENSIONS)) as image:
             return EXTENSIONS[str(image.format)], image.width, image.height
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image {sample.key!r} is no readable PNG or JPEG: {error}") from error
+        raise ImageError(f"image {sample.key!r} is not a readable PNG or JPEG: {error}") from error

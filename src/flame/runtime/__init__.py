@@ -1,1 +1,1 @@
-"""What every job shares: command line, progress, files that are whole or not there. No science."""
+"""What every job shares: command line, progress, files that are complete or absent. No science."""

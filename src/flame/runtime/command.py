@@ -1,4 +1,4 @@
-"""What every stage's command line shares: settings as JSON, plain errors, clean ends."""
+"""Command line of every stage: settings as JSON, one-line errors, clean termination."""
 
 import logging
 import os
@@ -17,10 +17,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 def main(stage: Callable[..., None] | Mapping[str, Callable[..., None]]) -> None:
     """Run a stage from the command line: its signature is the CLI, its docstring the help.
 
-    Several functions by name make subcommands. A parameter that is a pydantic model, or one of
-    several, is given as one JSON argument. SIGTERM (a scheduler's
-    time limit) becomes SystemExit, so that `finally` blocks run and partial results stay. Errors
-    of the user (ValueError, OSError) end in one line; all others keep their traceback.
+    Functions by name become subcommands. A parameter that is a pydantic model, or a union of
+    them, is given as one JSON argument. SIGTERM (a scheduler's time limit) becomes SystemExit, so
+    that `finally` blocks run and partial results are kept. User errors (ValueError, OSError) end
+    in one line, unless FLAME_TRACEBACK is set; all others keep their traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
@@ -37,11 +37,13 @@ def main(stage: Callable[..., None] | Mapping[str, Callable[..., None]]) -> None
         except (ValueError, OSError) as error:
             if os.environ.get("FLAME_TRACEBACK"):
                 raise
-            if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:  # a library took the end for one
+            if (
+                signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+            ):  # a library reported our termination as an error
                 sys.exit(128 + signal.SIGTERM)
             sys.exit(f"{Path(sys.argv[0]).stem}: error: {error}")
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done but to end
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing is left but to exit
 
 
 def _json_argument(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:

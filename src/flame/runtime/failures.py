@@ -1,7 +1,7 @@
-"""What failed for good in a run of Snakemake on a cluster, and the ends of its logs: told last.
+"""Jobs that finally failed on a cluster, with the last lines of their logs, for the end of a run.
 
-Snakemake tells of a failed job when it fails; on a cluster hundreds of others may come after it,
-and some of those that failed have gone well since.
+Snakemake reports a failure when it happens. On a cluster, hundreds of other jobs may follow, and a
+retry may have succeeded since.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-LINES = 12  # of a log that are shown
+LINES = 12  # shown of each log
 
-# The form of Snakemake's own log: one block a failed submission, which is a job or a group of jobs.
+# Snakemake's log has one block per failed submission, which is a job or a group of jobs.
 BLOCK = re.compile(r"^    message: SLURM-job '(?P<id>\w+)' failed.*\n(?P<body>(?:    .*\n)*)", re.M)
 FINISHED = re.compile(r"^Finished jobid: (\d+) ", re.M)
 JOB = re.compile(r"^ +jobid: (\d+)$", re.M)
@@ -20,7 +20,7 @@ LOGS = re.compile(r"^ +log: (.+) \(check log file\(s\) for error details\)$", re
 
 
 class Failure(NamedTuple):
-    """The last submission of jobs that did not end well."""
+    """The last failed submission of some jobs."""
 
     slurm_id: str
     outputs: list[str]
@@ -28,7 +28,7 @@ class Failure(NamedTuple):
 
 
 def failures(text: str) -> list[Failure]:
-    """Those of a run, from Snakemake's log of it, without those that a retry made good."""
+    """Failures in the log of a Snakemake run, without those that a retry fixed."""
     last: dict[frozenset[str], Failure] = {}
     for block in BLOCK.finditer(text):
         jobs, body = frozenset(JOB.findall(block["body"])), block["body"]
@@ -40,11 +40,11 @@ def failures(text: str) -> list[Failure]:
 
 
 def report(text: str) -> str:
-    """Each failure with its SLURM job, its logs and their last lines; empty if there is none."""
+    """Each failure with its SLURM job, its logs and their last lines; empty without failures."""
     found = failures(text)
     if not found:
         return ""
-    lines = [f"\nFailed on the cluster: {len(found)}; the last lines of the logs"]
+    lines = [f"\nFailed on the cluster: {len(found)}; last lines of the logs:"]
     for failure in found:
         lines.append(f"\nSLURM job {failure.slurm_id}: {', '.join(failure.outputs)}")
         for path in failure.logs:
@@ -53,8 +53,8 @@ def report(text: str) -> str:
 
 
 def _end(path: Path, slurm_id: str) -> Iterator[str]:
-    """What a log ends with; of SLURM's own, what SLURM said, for the rest is Snakemake's."""
+    """Last lines of a log; of SLURM's own log only SLURM's lines, as the rest is Snakemake's."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     if path.stem == slurm_id:
         lines = [line for line in lines if re.match(r"(slurmstepd|srun|slurm_\w+|sbatch)\b", line)]
-    yield from lines[-LINES:] or ["(nothing)"]
+    yield from lines[-LINES:] or ["(empty)"]

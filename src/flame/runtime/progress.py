@@ -1,4 +1,4 @@
-"""A progress bar for long jobs, as lines: readable in a log, from parallel jobs, under SLURM."""
+"""Progress of long jobs as log lines, readable from parallel jobs and under SLURM."""
 
 import sys
 from typing import TextIO
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class _Lines:
-    """Turns the redraws of a bar into lines of their own."""
+    """Writes each redraw of a bar as a line of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -24,15 +24,15 @@ class _Lines:
 def bar(
     total: int, unit: str, title: str, *, done: int = 0, seconds: float = 5.0, shown: bool = True
 ) -> tqdm:
-    """A bar with rate and time left that prints one line every few seconds.
+    """A bar that prints a line with rate and remaining time every few seconds.
 
     Args:
-        total: number of units of the whole job.
+        total: units of the whole job.
         unit: what is counted, such as "captions".
-        title: what the job is, such as "embed scenes/long 1 of 2".
-        done: units that an interrupted run had done before.
+        title: name of the job, such as "embed scenes/long 1 of 2".
+        done: units that an interrupted run had finished.
         seconds: time between two lines.
-        shown: whether lines are printed at all.
+        shown: whether lines are printed.
     """
     return tqdm(
         total=total,
@@ -42,7 +42,7 @@ def bar(
         desc=title,
         mininterval=seconds,
         file=_Lines(sys.stderr),
-        position=0,  # else a second bar in the process starts with line feeds
+        position=0,  # otherwise a second bar in the process starts with line feeds
         dynamic_ncols=False,
         ncols=100,
         ascii=" .-=#",

@@ -1,13 +1,13 @@
-"""Data sets, one module each, found by file name; all speak in `Sample`.
+"""Data sets, one module each, found by file name; all of them yield `Sample`.
 
 Every module has `CARD` (`Card`), `Options` (frozen, pydantic), and the functions:
 
-- `read(root, options, seed) -> Iterator[Sample | Skipped]`: `root` keeps what is fetched;
+- `read(root, options, seed) -> Iterator[Sample | Skipped]`: `root` is the folder for downloads;
 - `size(options) -> int`: number of images, known before the download;
-- `classes(root, options) -> dict[str, list[str]]`: label -> texts of the class; empty without.
+- `classes(root, options) -> dict[str, list[str]]`: label -> texts of the class; may be empty.
 
-It may have `exact(options) -> bool`, False where `size` is no more than what is to be expected, and
-`report(root, options) -> dict`, what the manifest tells besides. `python -m flame.data.datasets`
+Optional are `exact(options) -> bool`, False if `size` is only an estimate, and
+`report(root, options) -> dict`, extra fields of the manifest. `python -m flame.data.datasets`
 prints all cards as docs/datasets.md.
 """
 
@@ -17,16 +17,18 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
+from flame.runtime.errors import known
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with all that is known about it.
+    """One image with its captions and label.
 
     Args:
         key: unique in its data set, without "." and "/" (WebDataset cuts member names there).
-        image: encoded image; the download brings what is neither PNG nor JPEG into PNG.
+        image: encoded image; the download converts anything but PNG and JPEG to PNG.
         captions: kind (raw, short, long, positive, negative) -> texts.
-        label: class of the image, where the set is one for classification.
+        label: class of the image, in a classification data set.
     """
 
     key: str
@@ -37,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that is left out, and why; a reader yields it in place of the sample."""
+    """A sample that is left out, and why; yielded in place of the sample."""
 
     key: str
     reason: str
@@ -45,17 +47,17 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What there is to know of a data set before it is downloaded.
+    """Facts about a data set that are known before it is downloaded.
 
     Args:
         title: its name in the field.
         source: hub id or address of an archive, with revision or checksum.
         licence: as its publisher states it.
-        splits: name of a split -> images that are expected of it.
-        texts: what texts there are of an image, or of a class.
-        bytes: of the download; None if nobody has told.
-        needs: what a person has to do first: a token, a form, files to place.
-        notes: which split, captions and templates the protocol takes, and how others differ.
+        splits: name of a split -> expected number of images.
+        texts: captions per image, or texts per class.
+        bytes: of the download; None if unknown.
+        needs: manual steps: a token, a form, files to place.
+        notes: split, captions and templates of the protocol, and how other protocols differ.
         used_in: tables and figures of the paper.
     """
 
@@ -77,7 +79,6 @@ def names() -> list[str]:
 
 def module(name: str) -> ModuleType:
     """The module of a data set, by its file name."""
-    known = names()
-    if name not in known:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(known)}")
+    if name not in names():
+        raise ValueError(f"unknown data set {known(name, names())}")
     return import_module(f"{__name__}.{name}")

@@ -1,7 +1,7 @@
-"""Image-text pairs in WebDataset shards, and lists of links that img2dataset turns into such.
+"""Image-text pairs in WebDataset shards, and lists of links that img2dataset turns into shards.
 
-img2dataset needs older releases of webdataset and pandas than this package does, so it is no
-dependency but a tool of its own, which uv installs into an environment of its own.
+img2dataset needs older releases of webdataset and pandas than this package. So it is no dependency;
+uv runs it in an environment of its own.
 """
 
 import hashlib
@@ -28,17 +28,20 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from flame.data import archives
 from flame.data.datasets import Sample, Skipped
 from flame.runtime.checksums import sha256
+from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
 
 log = logging.getLogger(__name__)
 
 IMG2DATASET = "img2dataset==1.47.0"
 IMAGES = ("jpg", "jpeg", "png", "webp")
-IMAGE_SIZE = 512  # pixels to which a larger shortest side is reduced, as in the snapshot of CC3M
+IMAGE_SIZE = (
+    512  # pixels of the shortest side, larger images are reduced, as in the snapshot of CC3M
+)
 PER_SHARD = 5000
 LINKS = {"id": pl.String, "url": pl.String, "caption": pl.String}
 
-# What img2dataset writes of a link that failed -> what is reported; the first that matches.
+# Pattern in img2dataset's error -> reported reason; the first match counts.
 REASONS = {
     r"HTTP Error (\d+)": "HTTP {}",
     r"name resolution|Name or service|getaddrinfo|nodename|No address|idna": "no such host",
@@ -54,22 +57,22 @@ REASONS = {
 
 
 class LinkOptions(BaseModel):
-    """What a set of links has in common with every other."""
+    """Options of every data set that is given as links."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     limit: PositiveInt | None = None
-    """First images, or first links; null: all."""
+    """Number of images or links from the start; null: all."""
     links: str | None = None
     """Path of the list: TSV, CSV, Parquet or JSON lines."""
     columns: dict[str, str | int] = Field(default={})
-    """Where `url`, `caption` and, if there is one, `key` stand in the list: name or number."""
+    """Columns of `url`, `caption` and optionally `key` in the list: name or number."""
     min_size: NonNegativeInt = 0
-    """Pixels of the shortest side below which an image is left out."""
+    """Shortest side in pixels; smaller images are left out."""
     rounds: PositiveInt = 1
-    """Times that links are asked; each round but the first asks only those that failed."""
+    """How often links are tried; later rounds try only those that failed."""
     retries: NonNegativeInt = 2
-    """Further attempts at a link within a round."""
+    """Retries of a link within a round."""
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -82,10 +85,10 @@ def samples(shards: Iterable[Path]) -> Iterator[Sample | Skipped]:
         shards: tar files with `<key>.jpg` (or png, webp) and `<key>.txt`.
 
     Yields:
-        The sample with its text as the caption `raw`, or why it has to be left out.
+        The sample with its text as the caption `raw`, or why it is left out.
 
     Raises:
-        ValueError: a shard breaks off.
+        ValueError: a shard is truncated.
     """
     seen: set[str] = set()
     for shard in shards:
@@ -93,7 +96,7 @@ def samples(shards: Iterable[Path]) -> Iterator[Sample | Skipped]:
             image = next((members[kind] for kind in IMAGES if kind in members), None)
             text = utf8_or_none(members.get("txt", b""))
             if key in seen:
-                yield Skipped(key, "the key is there already")
+                yield Skipped(key, "duplicate key")
             elif image is None:
                 yield Skipped(key, "no image")
             elif text is None:
@@ -106,7 +109,7 @@ def samples(shards: Iterable[Path]) -> Iterator[Sample | Skipped]:
 
 
 def utf8_or_none(text: bytes) -> str | None:
-    """A text, if its bytes are one."""
+    """Decoded text, or None if it is not UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:
@@ -114,10 +117,10 @@ def utf8_or_none(text: bytes) -> str | None:
 
 
 def groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members, by extension, of every sample; a second one of a kind begins another.
+    """Key and members by extension of every sample; a repeated extension starts a new sample.
 
     Raises:
-        ValueError: the shard breaks off.
+        ValueError: the shard is truncated.
     """
     key, members = "", dict[str, bytes]()
     try:
@@ -136,7 +139,7 @@ def groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 assert file is not None
                 key, members[kind.lower()] = found, file.read()
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard} is no whole tar ({error}): fetch it again") from error
+        raise ValueError(f"{shard} is not a complete tar ({error}): fetch it again") from error
     if members:
         yield key, members
 
@@ -146,7 +149,7 @@ def groups(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 @dataclass(frozen=True)
 class Round:
-    """How many links were asked, how many of them came, and why the others did not."""
+    """Links tried, images gained, and why the other links failed."""
 
     asked: int
     gained: int
@@ -154,14 +157,14 @@ class Round:
 
 
 def follow(options: LinkOptions, root: Path) -> Path:
-    """Fetch what a list of links leads to; goes on where an earlier run was.
+    """Fetch the images of a list of links; resumes an earlier run.
 
     Args:
         options: which list, and how.
         root: folder of this source.
 
     Returns:
-        Folder of the rounds, with `survival.json`: links in all, alive, and dead per reason.
+        Folder of the rounds, with `survival.json`: number of links, alive, and dead by reason.
     """
     folder = _place(options, root)
     rounds: list[Round] = []
@@ -180,14 +183,14 @@ def follow(options: LinkOptions, root: Path) -> Path:
 
 
 def survival(options: LinkOptions, root: Path) -> dict[str, Any]:
-    """How many links are alive and why the others are not, once they were followed."""
+    """How many links are alive and why the others are dead, after `follow`."""
     return json.loads((_place(options, root) / "survival.json").read_text())
 
 
 def _place(options: LinkOptions, root: Path) -> Path:
-    """Folder for what a list of links brings; another one for another list."""
+    """Folder for the images of a list of links; one per list."""
     if options.links is None:
-        raise ValueError("links: the path of a list is needed")
+        raise ValueError("links: a path to a list is required")
     path = Path(options.links)
     if not path.is_file():
         raise ValueError(f"links: there is no file {options.links!r}")
@@ -197,7 +200,7 @@ def _place(options: LinkOptions, root: Path) -> Path:
 
 
 def _summed(rounds: Sequence[Round]) -> dict[str, Any]:
-    """All rounds together: of the links of the first, whatever round they came in."""
+    """All rounds together, as shares of the links in the first round."""
     total, alive = rounds[0].asked, sum(each.gained for each in rounds)
     return {
         "total": total,
@@ -209,9 +212,9 @@ def _summed(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def told(each: Round) -> str:
-    """One round in words."""
+    """One round as a log line."""
     dead = ", ".join(f"{count} {reason}" for reason, count in each.dead.items()) or "none"
-    return f"{each.gained} of {each.asked} links brought an image; dead: {dead}"
+    return f"{each.gained} of {each.asked} links have an image; dead: {dead}"
 
 
 def read_list(path: Path, options: LinkOptions) -> pl.DataFrame:
@@ -221,7 +224,7 @@ def read_list(path: Path, options: LinkOptions) -> pl.DataFrame:
     match kind:
         case ".tsv" | ".csv" | ".txt":
             separator = "," if kind == ".csv" else "\t"
-            # Captions hold single quotation marks, which do not quote anything in a TSV.
+            # Captions contain single quotation marks, which are no quoting in a TSV.
             quote = '"' if kind == ".csv" else None
             table = pl.read_csv(
                 path, separator=separator, quote_char=quote, has_header=headed, infer_schema=False
@@ -231,7 +234,9 @@ def read_list(path: Path, options: LinkOptions) -> pl.DataFrame:
         case ".jsonl" | ".ndjson":
             table = pl.read_ndjson(path)
         case _:
-            raise ValueError(f"{path}: {kind!r} is no list; known: tsv, csv, parquet, jsonl")
+            raise ValueError(
+                f"{path}: {kind!r} is not a known format; known: tsv, csv, parquet, jsonl"
+            )
     table = table.head(options.limit) if options.limit else table
     chosen = {name: _column(table, place, path) for name, place in options.columns.items()}
     key = chosen.get("key", pl.Series([f"{i:09d}" for i in range(len(table))], dtype=pl.String))
@@ -244,12 +249,14 @@ def _column(table: pl.DataFrame, place: str | int, path: Path) -> pl.Series:
         return table.to_series(place)
     if place in table.columns:
         return table[str(place)]
-    raise ValueError(f"{path}: has no column {place!r}; known: {', '.join(table.columns)}")
+    raise ValueError(f"{path} has no column {known(place, table.columns)}")
 
 
 def _round(asked: pl.DataFrame, folder: Path, options: LinkOptions) -> pl.DataFrame:
-    """Ask links once; what came of each, as (id, alive, reason)."""
-    shards = folder / "shards"  # img2dataset takes every JSON file in its folder for a done shard
+    """Try links once; result of each as (id, alive, reason)."""
+    shards = (
+        folder / "shards"
+    )  # img2dataset takes every JSON file in its folder for a finished shard
     if not (folder / "done.json").exists():
         shards.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "links.parquet", asked.write_parquet)
@@ -258,7 +265,7 @@ def _round(asked: pl.DataFrame, folder: Path, options: LinkOptions) -> pl.DataFr
     came = sum(map(len, found))
     if came != len(asked):
         raise ValueError(
-            f"img2dataset told of {came} of {len(asked)} links in {shards}, see above: run again"
+            f"img2dataset reported {came} of {len(asked)} links in {shards}, see above: run again"
         )
     write_atomic(folder / "done.json", json.dumps({"asked": len(asked)}).encode())
     return pl.concat(found)
@@ -273,7 +280,7 @@ def _outcome(shard: Path) -> pl.DataFrame:
 
 
 def reason(message: str | None) -> str:
-    """Why a link is dead, in few enough words to count."""
+    """Why a link is dead, as a category that can be counted."""
     for pattern, words in REASONS.items():
         if found := re.search(pattern, message or ""):
             return words.format(*found.groups())
@@ -303,7 +310,7 @@ def _run_img2dataset(links: Path, shards: Path, options: LinkOptions) -> None:
     }
     command = [*tool(), *(f"--{name}={value}" for name, value in settings.items())]
     log.info("%s", shlex.join(command))
-    # In a group of its own: its workers have to go with it.
+    # In a process group of its own, so that its workers are stopped with it.
     process = subprocess.Popen(
         command,
         stdout=sys.stderr,
@@ -317,11 +324,13 @@ def _run_img2dataset(links: Path, shards: Path, options: LinkOptions) -> None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
     if code != 0:
-        raise ValueError(f"img2dataset failed ({code}), see above; what came is kept, run again")
+        raise ValueError(
+            f"img2dataset failed ({code}), see above; finished shards are kept, run again"
+        )
 
 
 def tool() -> list[str]:
-    """The command of img2dataset: what `FLAME_IMG2DATASET` names, or uv's."""
+    """The command of img2dataset: `FLAME_IMG2DATASET`, or uv."""
     if named := os.environ.get("FLAME_IMG2DATASET"):
         return shlex.split(named)
     if shutil.which("uv"):
@@ -330,14 +339,14 @@ def tool() -> list[str]:
         uv = [sys.executable, "-m", "uv"]
     else:
         raise ValueError(
-            "links are fetched by img2dataset, in an environment of its own: install uv (pip "
+            "links are fetched by img2dataset in an environment of its own: install uv (pip "
             f"install uv), or set FLAME_IMG2DATASET to the command of {IMG2DATASET}"
         )
     return [*uv, "tool", "run", "--from", IMG2DATASET, "img2dataset"]
 
 
 def linked(folder: Path) -> Iterator[Sample | Skipped]:
-    """What a list of links brought, round by round, in the order of the list."""
+    """Pairs of a list of links, round by round, in the order of the list."""
     for shard in sorted(folder.glob("round-*/shards/*.parquet")):
         table = pl.read_parquet(shard, columns=["id", "key", "status", "caption"])
         rows = table.filter(pl.col("status") == "success").sort("id").iter_rows(named=True)

@@ -1,4 +1,4 @@
-"""What published data sets have in common: options, sizes, files of a hub or of the web."""
+"""What published data sets share: options, sizes, files of a hub or a web server."""
 
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,33 +14,33 @@ Kind = Literal["raw", "short", "long"]
 
 
 class Published(BaseModel):
-    """What every published set may be asked for."""
+    """Options of every published data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: str = "test"
-    """Which of the splits on its card."""
+    """One of the splits on its card."""
     limit: PositiveInt | None = None
-    """First images; null: all."""
+    """Number of images from the start; null: all."""
 
 
 class OnHub(Published):
-    """The same, of a repository of the hub."""
+    """Options of a data set on the hub."""
 
     id: str
     """`owner/name`."""
     revision: str = "main"
-    """Hash of a commit, or a branch or tag; the manifest tells which commit it was."""
+    """Commit, branch or tag; the manifest records the commit."""
 
 
 def expected(card: Card, options: Published) -> int:
-    """Images that the chosen split of a card has, or the first ones of it that were asked for."""
+    """Number of images in the chosen split, at most the limit."""
     whole = card.splits[options.split]
     return min(options.limit or whole, whole)
 
 
 def files_of(options: OnHub, root: Path, *patterns: str) -> Path:
-    """Folder with files of the set's repository."""
+    """Folder with the files of the repository that match."""
     return hub.download(options.id, options.revision, patterns, root / "hub")
 
 
@@ -50,25 +50,27 @@ def commit_of(root: Path) -> dict[str, Any]:
 
 
 def sums_of(root: Path, *addresses: str) -> dict[str, Any]:
-    """For the manifest: the checksum of what came from each address."""
+    """For the manifest: the checksum of each download."""
     return {"sha256": {address: sha256(root / _name(address)) for address in addresses}}
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """File name -> path of every image in a folder, at any depth."""
+    """File name -> path of every image below a folder."""
     kinds = {".jpg", ".jpeg", ".png", ".webp"}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
     return {path.name: path for path in found}
 
 
 def image(found: dict[str, Path], name: str, folder: Path) -> bytes:
-    """The image of a name.
+    """An image by file name.
 
     Raises:
-        ValueError: it is not in the folder: the archive and its annotations do not match.
+        ValueError: there is none: archive and annotations do not match.
     """
     if name not in found:
-        raise ValueError(f"{folder} has no image {name!r}: it is not whole, or not of this set")
+        raise ValueError(
+            f"{folder} has no image {name!r}: it is incomplete or belongs to another data set"
+        )
     return found[name].read_bytes()
 
 

@@ -1,8 +1,8 @@
-"""Benchmarks of the hub organisation clip-benchmark: WebDataset shards, all of one layout.
+"""Benchmarks of the hub organization clip-benchmark: WebDataset shards of one layout.
 
-`<split>/nshards.txt` says how many shards `<split>/0.tar` and so on there are. A sample is an image
-and `.cls` (number of its class) or `.txt` (captions, one a line). Names and templates are those of
-the package clip-benchmark where it has them, else of `classnames.txt` beside the shards.
+`<split>/nshards.txt` has the number of shards `<split>/0.tar` and so on. A sample is an image and
+`.cls` (class number) or `.txt` (captions, one per line). Class names and templates come from the
+package clip-benchmark, class names that it lacks from `classnames.txt` beside the shards.
 """
 
 import json
@@ -28,21 +28,21 @@ class HubOptions(OnHub):
 
 
 class OnlyTest(OnHub):
-    """The same of a benchmark whose repository has no other split."""
+    """Which images of a benchmark whose repository has only this split."""
 
     split: Literal["test"] = "test"
 
 
 class CaptionOptions(OnlyTest):
-    """The same of a retrieval benchmark."""
+    """Which images of a retrieval benchmark."""
 
     kind: Kind = "short"
-    """Of the captions: it decides the prompt that they are embedded with. release: long"""
+    """Caption kind; decides the prompt that they are embedded with. release: long"""
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Images that are labelled with the number and the name of their class.
+    """Images labelled with number and name of their class.
 
     Args:
         card: of the set.
@@ -64,12 +64,12 @@ class Classification:
         """Images in the order of the shards.
 
         Args:
-            root: folder in which what is fetched is kept.
+            root: folder for downloads.
             options: which images.
-            seed: unused, nothing is drawn.
+            seed: unused; nothing is random.
 
         Raises:
-            ValueError: an image is of a class that has no name.
+            ValueError: a class number has no name.
         """
         labels = numbered(self.class_names(root, options))
         for key, encoded, members in _samples(root, options):
@@ -78,7 +78,7 @@ class Classification:
                 yield Skipped(key, "no image" if encoded is None else "no class")
             elif not number.isdigit() or int(number) >= len(labels):
                 raise ValueError(
-                    f"{options.id}: image {key!r} is of class {number!r}, there are {len(labels)}"
+                    f"{options.id}: image {key!r} is of class {number!r}, of {len(labels)} classes"
                 )
             else:
                 yield Sample(key, encoded, {}, labels[int(number)])
@@ -89,7 +89,7 @@ class Classification:
         return filled(numbered(names), names, packaged("en", TEMPLATES)[self.templates])
 
     def report(self, root: Path, options: HubOptions | OnlyTest) -> dict[str, Any]:
-        """What the manifest tells besides: which commit it was."""
+        """Extra fields of the manifest: the commit."""
         return commit_of(root)
 
     def class_names(self, root: Path, options: HubOptions | OnlyTest) -> list[str]:
@@ -111,12 +111,12 @@ class Retrieval:
         return expected(self.card, options)
 
     def read(self, root: Path, options: CaptionOptions, seed: int) -> Iterator[Sample | Skipped]:
-        """Images in the order of the shards, each with all of its captions, also a sixth one.
+        """Images in the order of the shards, each with all of its captions, even a sixth one.
 
         Args:
-            root: folder in which what is fetched is kept.
+            root: folder for downloads.
             options: which images.
-            seed: unused, nothing is drawn.
+            seed: unused; nothing is random.
         """
         for key, encoded, members in _samples(root, options):
             # A newline within a caption is written as the two characters \n, and stays so.
@@ -130,16 +130,16 @@ class Retrieval:
                 yield Sample(key, encoded, {options.kind: captions})
 
     def classes(self, root: Path, options: CaptionOptions) -> dict[str, list[str]]:
-        """None: the images have no labels."""
+        """Empty: the images have no labels."""
         return {}
 
     def report(self, root: Path, options: CaptionOptions) -> dict[str, Any]:
-        """What the manifest tells besides: which commit it was."""
+        """Extra fields of the manifest: the commit."""
         return commit_of(root)
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Labels: number and name, as two classes of ImageNet may bear one name; sorted as numbered."""
+    """Labels of number and name: classes of ImageNet share names, and labels sort by number."""
     return [f"{number:04d} {name}" for number, name in enumerate(names)]
 
 
@@ -155,10 +155,10 @@ def filled(
 
 @cache
 def packaged(language: str, what: str) -> dict[str, list[str]]:
-    """Class names, or templates, of every set that the package clip-benchmark has them for.
+    """Class names or templates of every data set in the package clip-benchmark.
 
     Args:
-        language: as the package calls it: Japanese is jp, Chinese cn.
+        language: code used by the package: jp for Japanese, cn for Chinese.
         what: `NAMES` or `TEMPLATES`.
     """
     folder = resources.files("clip_benchmark") / "datasets"
@@ -178,7 +178,7 @@ def _samples(
 
 
 def _shards(root: Path, options: HubOptions | OnlyTest) -> Iterator[Path]:
-    """Tar files of a split: all fetched at once, or, for the first images, one after the other."""
+    """Tar files of a split, all fetched at once, or one by one if there is a limit."""
     split = options.split
     folder = files_of(options, root, f"{split}/nshards.txt")
     count = int((folder / split / "nshards.txt").read_text())

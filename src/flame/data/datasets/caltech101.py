@@ -11,7 +11,7 @@ CARD = Card(
     texts="102 classes (one of them background), 34 templates",
     notes="VTAB's split: training images are the first 90 % of 3,060, and the test images are not "
     "balanced over the classes. Published accuracies are of 6,084 test images; the viewer of the "
-    "hub shows 6.09k and 2.75k, so that a difference in number is only warned of. The DreamLIP "
+    "hub shows 6.09k and 2.75k, so a different number is only a warning. The DreamLIP "
     "line of work tests on 5,677 images.",
     used_in="Tables 3, 5, 6, 7, C6 and C7",
 )
@@ -28,5 +28,5 @@ size, classes, read, report = _SET.size, _SET.classes, _SET.read, _SET.report
 
 
 def exact(options: Options) -> bool:
-    """False: what was read of the number of images does not agree."""
+    """False: the published numbers of images disagree."""
     return False

@@ -21,9 +21,9 @@ CARD = Card(
     licence="may be freely used for any purpose, although acknowledgement of Google LLC as the "
     "data source would be appreciated; the images are their owners'",
     splits={"train": 2_905_954, "validation": 13_443},
-    texts="1 raw caption of an image",
+    texts="1 raw caption per image",
     notes="The release trains on exactly this snapshot. The official lists have 3,318,333 and "
-    "15,840 links, many of them dead. Captions are tokenised and in lower case.",
+    "15,840 links, many of them dead. Captions are tokenized and lowercased.",
     used_in="training of the CC3M rows",
 )
 
@@ -38,17 +38,17 @@ class Options(LinkOptions):
     split: Literal["train", "validation"] = "train"
     columns: dict[str, str | int] = Field(default={"caption": 0, "url": 1})
     keep: bool = True
-    """False: a shard is deleted once it was read; a job that was killed fetches it again."""
+    """False: a shard is deleted once it has been read; a job that is resumed fetches it again."""
 
 
 def size(options: Options) -> int:
-    """Number of images; of links, of which fewer are alive."""
+    """Number of images, or of links, some of which are dead."""
     whole = (CARD.splits if options.source == "hub" else LINES)[options.split]
     return min(options.limit or whole, whole)
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the pairs have no labels."""
+    """Empty: the pairs have no labels."""
     return {}
 
 
@@ -56,9 +56,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
     """Pairs in the order of the shards.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which pairs.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
     """
     if options.source == "links":
         yield from linked(follow(options, root))
@@ -70,12 +70,12 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
 
 
 def exact(options: Options) -> bool:
-    """Whether all of `size` have to come: of links, some are dead."""
+    """Whether `size` is exact: of links, some are dead."""
     return options.source == "hub"
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: how many links were alive, or which commit it was."""
+    """Extra fields of the manifest: survival of the links, or the commit."""
     if options.source == "links":
         return {"survival": survival(options, root)}
     return {"commit": hub.commit_of(_folder(root, options))}
@@ -86,7 +86,7 @@ def _folder(root: Path, options: Options) -> Path:
 
 
 def _shards(root: Path, options: Options) -> Iterator[Path]:
-    """The shards of a split, each fetched before it is needed; all at once if all are kept."""
+    """Shards of a split, fetched one by one as needed, or all at once if all are kept."""
     folder = _folder(root, options)
     pattern = f"cc3m-{options.split}-*.tar"
     place = (options.id, options.revision)

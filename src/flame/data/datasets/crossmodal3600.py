@@ -26,13 +26,14 @@ CARD = Card(
     "came",
     licence="CC BY 4.0 (captions); of the images: in its attributions file, not verified",
     splits={"test": 3_600},
-    texts="1 short caption of an image in each of 36 languages",
+    texts="1 short caption per image in each of 36 languages",
     bytes=302_000_000,
-    notes="Every image has several captions in a language; only the first counts, as in "
-    "CLIP_benchmark. The figure's averages are plain means over the 36 languages, English among "
-    "them. The prompt around the caption is English. The averages of CLIP's own ViT-B/16 under "
-    "this protocol (7.37 image to text, 4.53 text to image) are those of Figure 4; those of "
-    "mSigLIP are not (48.94 and 44.07; the figure has 47.40 and 34.40).",
+    notes="Images have several captions per language; only the first is used, as in "
+    "CLIP_benchmark. The averages in the figure are unweighted means over all 36 "
+    "languages, English included. The prompt around the caption is English. The averages "
+    "of CLIP's own ViT-B/16 under this protocol (7.37 image to text, 4.53 text to image) "
+    "are those of Figure 4; those of mSigLIP are not (48.94 and 44.07; the figure has "
+    "47.40 and 34.40).",
     used_in="Figure 4",
 )
 
@@ -47,7 +48,7 @@ class Options(Published):
         "sv", "sw", "te", "th", "tr", "uk", "vi", "zh",
     ] = "en"  # fmt: skip
     kind: Kind = "short"
-    """Of the captions: it decides the prompt that they are embedded with. release: raw"""
+    """Caption kind; decides the prompt that they are embedded with. release: raw"""
     captions: str = CAPTIONS
     """Address of the captions."""
     captions_sha256: str | None = None
@@ -62,7 +63,7 @@ def size(options: Options) -> int:
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -70,9 +71,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     """Images in the order of the captions.
 
     Args:
-        root: folder in which what is fetched is kept; the same for every language.
+        root: folder for downloads, shared by all languages.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
         ValueError: a caption has no image.
@@ -89,5 +90,5 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: the checksums of what was fetched."""
+    """Extra fields of the manifest: checksums of the downloads."""
     return sums_of(root, options.captions, options.images)

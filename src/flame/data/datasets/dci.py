@@ -20,12 +20,12 @@ CARD = Card(
     source=f"{ADDRESS}, sha256 {SHA256} (download script of facebookresearch/DCI at 8326c97)",
     licence="CC BY-NC 4.0 (captions); the images are under the licence of SA-1B",
     splits={"all": 7_805, "test": 112},
-    texts="1 long caption of an image",
+    texts="1 long caption per image",
     needs=f"images, under resources/raw/dci/photos: {PHOTOS}",
     notes="The release evaluates on all entries of all splits of splits.json (7,805, the number "
-    "of the paper, too), though the test split of DCI has 112. The caption is short_caption and "
-    "extra_caption, cut into sentences at newlines, `</s>` and full stops, joined by `. `, without "
-    "a full stop at the end; captions of masks are not used.",
+    "in the paper), although DCI's own test split has 112. The caption is short_caption and "
+    "extra_caption, split into sentences at newlines, `</s>` and full stops and joined by `. `, "
+    "without a final full stop; mask captions are not used.",
     used_in="Table C4",
 )
 ENDS = re.compile(r"\n|</s>|[.]")
@@ -48,7 +48,7 @@ def size(options: Options) -> int:
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -56,12 +56,12 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
     """Images in the order of splits.json.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
-        ValueError: the folder of the images is not there.
+        ValueError: the folder of the images is missing.
     """
     photos = Path(options.photos) if options.photos else root / "photos"
     archives.placed(photos.parent, [photos.name], f"it holds {PHOTOS}")
@@ -76,15 +76,15 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
             text = caption(entry["short_caption"], entry["extra_caption"])
             yield Sample(key, path.read_bytes(), {"long": [text]})
         else:
-            yield Skipped(key, f"there is no {entry['image']}")
+            yield Skipped(key, f"no file {entry['image']}")
 
 
 def caption(short: str, extra: str) -> str:
-    """The caption as the release puts it together: sentences joined by ". "."""
+    """The caption as the release builds it: sentences joined by ". "."""
     sentences = (sentence.strip() for sentence in ENDS.split(f"{short}\n{extra}"))
     return ". ".join(sentence for sentence in sentences if sentence)
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: the checksum of the archive."""
+    """Extra fields of the manifest: checksum of the archive."""
     return sums_of(root, options.url)

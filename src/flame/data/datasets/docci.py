@@ -18,10 +18,10 @@ CARD = Card(
     "published, the manifest tells those of what came",
     licence="CC BY 4.0 (annotations and images)",
     splits={"test": 5_000},
-    texts="1 long caption of an image, of 136 words on average",
+    texts="1 long caption per image, 136 words on average",
     bytes=7_110_500_000,
-    notes="Entries whose split is test; a newline of a description becomes a space. 5,000 is the "
-    "number of the paper; it is compared with what comes.",
+    notes="Entries of the split test; newlines in a description become spaces. 5,000 is the "
+    "number in the paper; the download is checked against it.",
     used_in="Table C4",
 )
 
@@ -44,7 +44,7 @@ def size(options: Options) -> int:
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -52,9 +52,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     """Images in the order of the descriptions.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
         ValueError: a description has no image.
@@ -71,5 +71,5 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: the checksums of what was fetched."""
+    """Extra fields of the manifest: checksums of the downloads."""
     return sums_of(root, options.descriptions, options.images)

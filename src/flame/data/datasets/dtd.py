@@ -1,4 +1,4 @@
-"""DTD: textures that words describe."""
+"""DTD: describable textures."""
 
 from flame.data.datasets import Card
 from flame.data.datasets._wds import Classification, HubOptions
@@ -9,9 +9,9 @@ CARD = Card(
     licence="of the images: not verified",
     splits={"train": 1_880, "test": 1_880},
     texts="47 classes, 8 templates",
-    notes="Fold 1 of ten, by VTAB, train without val. The number of training images is that of "
-    "the publisher's fold; how many the repository has is not verified. Class names are those of "
-    "the repository (classnames.txt).",
+    notes="Fold 1 of ten, as in VTAB, train without val. The number of training images is that of "
+    "the publisher's fold; the repository's own number is not verified. Class names are those "
+    "of the repository (classnames.txt).",
     used_in="Tables 3, 5, 6, 7, C6 and C7",
 )
 

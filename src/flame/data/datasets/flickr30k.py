@@ -8,8 +8,8 @@ CARD = Card(
     source="hub: clip-benchmark/wds_flickr30k (webdataset, test/{0..4}.tar)",
     licence="of the images: not verified",
     splits={"test": 1_000},
-    texts="5 short captions of an image, 5,000 in all",
-    notes="Karpathy's test split. The paper asks by one prompt; its release by seven, under the "
+    texts="5 short captions per image, 5,000 in total",
+    notes="Karpathy's test split. The paper uses one prompt; its release uses seven, with the "
     "prompt of long captions (`kind: long`).",
     used_in="Tables 2 and 6",
 )

@@ -20,11 +20,11 @@ CARD = Card(
     licence="of the images: not verified; ImageNet itself wants a registration",
     splits={"test": 50_000},
     texts="1,000 classes; templates: 80 in English, 55 Arabic, 49 Italian, 37 Japanese, 80 Chinese",
-    notes="The images of the validation split, which the repository calls test. `language` chooses "
-    "class names and templates of the package clip-benchmark; labels are English in every "
-    "language. Two classes share a name in English (998 distinct; Arabic 996, Italian 980, "
-    "Japanese 991, Chinese 999), so a label begins with the number of its class. The package calls "
-    "Japanese jp and Chinese cn.",
+    notes="Images of the validation split, which the repository calls test. `language` selects "
+    "class names and templates of the package clip-benchmark; labels are always English. Two "
+    "classes share a name in English (998 distinct; Arabic 996, Italian 980, Japanese 991, "
+    "Chinese 999), so a label starts with its class number. The package calls Japanese jp and "
+    "Chinese cn.",
     used_in="Tables 3, 4, 6, 7, C6 and C8",
 )
 LANGUAGES = {"en": "en", "ar": "ar", "it": "it", "ja": "jp", "zh": "cn"}
@@ -35,7 +35,7 @@ class Options(OnlyTest):
 
     id: str = "clip-benchmark/wds_imagenet1k"
     language: Literal["en", "ar", "it", "ja", "zh"] = "en"
-    """Of the texts of the classes."""
+    """Language of the class texts."""
 
 
 _SET = Classification(CARD, templates="imagenet1k", names="imagenet1k")

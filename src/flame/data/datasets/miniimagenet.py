@@ -13,7 +13,7 @@ from flame.data.datasets import Card, Sample
 from flame.data.datasets._published import Published, expected, images_in
 
 LAYOUT = (
-    "files that begin with the WordNet id of their class (n0153282900000005.jpg), or lie in a "
+    "files that start with the WordNet id of their class (n0153282900000005.jpg), or are in a "
     "folder of that name"
 )
 
@@ -23,11 +23,11 @@ CARD = Card(
     licence="not verified; ImageNet itself wants a registration",
     splits={"all": 60_000},
     needs=f"images, under resources/raw/miniimagenet/images: {LAYOUT}",
-    notes="60,000 images of 100 classes; the number is not verified, another is only warned of. A "
-    "label is the name that ImageNet lists first, with underscores (house_finch), as in the "
-    "release, whose class 27 has no name by mistake. The episodes of the release are files of "
-    "V2L-Tokenizer, whose number is not verified; ours are drawn from a seed. Images come one of "
-    "each class in turn, so that a `limit` leaves all classes in.",
+    notes="60,000 images of 100 classes; the number is not verified, a different one is only a "
+    "warning. A label is the first name in ImageNet, with underscores (house_finch), as in "
+    "the release, whose class 27 has an empty name by mistake. The episodes of the release "
+    "are files of V2L-Tokenizer, whose number is not verified; ours are sampled from a seed. "
+    "Images alternate between classes, so that a `limit` keeps all classes.",
     used_in="Table C5, Figure C1",
 )
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -47,25 +47,25 @@ def size(options: Options) -> int:
 
 
 def exact(options: Options) -> bool:
-    """False: only who places them knows how many there are."""
+    """False: the images are placed by hand, so their number is not known."""
     return False
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the few-shot task asks by the labels themselves."""
+    """Empty: the few-shot task uses the labels themselves."""
     return {}
 
 
 def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
-    """Images, one of each class in turn.
+    """Images, alternating between the classes.
 
     Args:
         root: folder of this source.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
-        ValueError: the folder is not there, or an image is of no class of ImageNet.
+        ValueError: the folder is missing, or an image belongs to no class of ImageNet.
     """
     folder = Path(options.images) if options.images else root / "images"
     archives.placed(folder.parent, [folder.name], f"it holds the images, {LAYOUT}")
@@ -75,7 +75,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
         own = WORDNET_ID.match(path.name)
         found = own or WORDNET_ID.fullmatch(path.parent.name)
         if found is None or found[0] not in names:
-            raise ValueError(f"{path}: neither it nor its folder begins with the id of a class")
+            raise ValueError(
+                f"{path}: neither the file nor its folder starts with the WordNet id of a class"
+            )
         stem = path.stem.replace(".", "_")
         of_class[found[0]].append((stem if own else f"{found[0]}_{stem}", path))
     turns = zip_longest(*(of_class[wordnet_id] for wordnet_id in sorted(of_class)))
@@ -85,7 +87,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 def class_names() -> dict[str, str]:
     """WordNet id -> first name, of the 1,000 classes of ImageNet, as timm lists them."""
-    # Found and not imported, as it would import torch.
+    # Located without an import, which would load torch.
     spec = find_spec("timm")
     assert spec is not None
     assert spec.origin is not None

@@ -8,11 +8,11 @@ CARD = Card(
     source="hub: clip-benchmark/wds_mscoco_captions (webdataset, test/{0..4}.tar)",
     licence="of the images: not verified",
     splits={"test": 5_000},
-    texts="5 short captions of an image, 25,010 in all: a few have six",
-    notes="Karpathy's test split, images of val2014. All captions of an image are used, also a "
-    "sixth one, as in CLIP_benchmark. Long-CLIP's own script takes val2017 and the first five, and "
-    "is another protocol. The paper asks by one prompt; its release by seven, under the prompt of "
-    "long captions (`kind: long`).",
+    texts="5 short captions per image, 25,010 in total: a few have six",
+    notes="Karpathy's test split, images of val2014. All captions of an image are used, "
+    "even a sixth one, as in CLIP_benchmark. Long-CLIP's own script uses val2017 and the first "
+    "five captions, which is another protocol. The paper uses one prompt; its release uses seven, "
+    "with the prompt of long captions (`kind: long`).",
     used_in="Tables 2 and 6",
 )
 

@@ -22,16 +22,16 @@ CARD = Card(
     source="hub: Lin-Chen/ShareGPT4V (share-captioner_coco_lcs_sam_1246k_1107.json)",
     licence="CC BY-NC 4.0 (captions); the images are those of LAION, CC, SBU, COCO and SA-1B",
     splits={"val": VALIDATION, "train": 1_246_000 - VALIDATION},
-    texts="1 long caption of an image; `short` is its first sentence",
+    texts="1 long caption per image; `short` is its first sentence",
     bytes=1_500_000_000,
     needs="images, in three folders under resources/raw/sharegpt4v/images: "
     + "; ".join(f"{folder} ({what})" for folder, what in FOLDERS.items()),
     notes="The captions are ShareCaptioner's, not GPT-4V's. The first 1,000 entries are "
     "ShareGPT4V-val, the others the training set of Long-CLIP, for which the benchmark is thus "
-    "in-domain. A newline of a caption becomes a space; the short text ends before the first "
-    "full stop with a space after it, as in Long-CLIP. 1,246 thousand is the publisher's rounded "
-    "number. Which of the folders the first 1,000 need is not verified: one that they do need is "
-    "asked for.",
+    "in-domain. Newlines in a caption become spaces; the short text ends before the first "
+    "full stop followed by a space, as in Long-CLIP. 1,246 thousand is the publisher's rounded "
+    "number. Which folders the first 1,000 need is not verified: the download names a folder that "
+    "is missing.",
     used_in="Tables 1 and 6, Figure D2; training of the Long-CLIP rows",
 )
 
@@ -53,25 +53,25 @@ def size(options: Options) -> int:
 
 
 def exact(options: Options) -> bool:
-    """Of the validation images; of the others only a rounded number was published."""
+    """Whether `size` is exact: for training images only a rounded number was published."""
     return options.split == "val"
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
 def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
-    """Images in the order of the list; their keys are their places in it.
+    """Images in the order of the list; keys are positions in it.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
-        ValueError: a folder of images is not there.
+        ValueError: a folder of images is missing.
     """
     images = Path(options.images) if options.images else root / "images"
     first, last = (0, VALIDATION) if options.split == "val" else (VALIDATION, None)
@@ -83,22 +83,22 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
             yield Sample(key, path.read_bytes(), captions(item["conversations"][1]["value"]))
         else:
             _require_folder(images, item["image"])
-            yield Skipped(key, f"there is no {item['image']}")
+            yield Skipped(key, f"no file {item['image']}")
 
 
 def captions(text: str) -> dict[str, list[str]]:
-    """The long caption, and the short one that Long-CLIP makes of it."""
+    """The long caption, and the short one that Long-CLIP derives from it."""
     long = text.replace("\n", " ")
     return {"long": [long], "short": [long.split(". ")[0]]}
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: which commit it was."""
+    """Extra fields of the manifest: the commit."""
     return commit_of(root)
 
 
 def _require_folder(images: Path, name: str) -> None:
-    """Images may be missing one by one, but not all of a folder."""
+    """Single images may be missing, but not a whole folder."""
     for folder, what in FOLDERS.items():
         if name.startswith(f"{folder}/"):
             archives.placed(images, [folder], f"it holds {what}")

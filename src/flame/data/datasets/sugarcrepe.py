@@ -1,4 +1,4 @@
-"""SugarCrepe: a true caption and one that differs by a hard, small edit."""
+"""SugarCrepe: a true caption and a hard negative that differs by a small edit."""
 
 import json
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ CARD = Card(
         "swap_att": 666,
         "swap_obj": 245,
     },
-    texts="1 true caption of an image (`positive`) and 1 false one (`negative`)",
-    notes="7,511 entries on images of COCO val2017, of which several are on one image: each has "
-    "the image once more. A true caption has to score higher; a tie counts as right, as in "
-    "CLIP_benchmark, and not as in SugarCrepe's own code.",
+    texts="1 true caption per image (`positive`) and 1 false one (`negative`)",
+    notes="7,511 entries on images of COCO val2017; an image with several entries is stored once "
+    "for each. The true caption has to score higher; a tie counts as correct, as in "
+    "CLIP_benchmark but not in SugarCrepe's own code.",
     used_in="Table C3",
 )
 
@@ -41,7 +41,7 @@ class Options(Published):
     split: Literal[
         "add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"
     ] = "add_att"
-    """Kind of the edit."""
+    """Kind of edit."""
     data: str = f"https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/{COMMIT}/data"
     """Address of the folder of the captions."""
     images: str = IMAGES
@@ -55,7 +55,7 @@ def size(options: Options) -> int:
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -65,7 +65,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     Args:
         root: folder in which what is fetched is kept; the same for every edit.
         options: which entries.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
         ValueError: an entry has no image.
@@ -81,7 +81,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: the checksums of what was fetched."""
+    """Extra fields of the manifest: checksums of the downloads."""
     return sums_of(root, _address(options), options.images)
 
 

@@ -9,8 +9,8 @@ CARD = Card(
     licence="of the images: not verified",
     splits={"test": 108_754},
     texts="397 classes, 2 templates",
-    notes="All images, as there is no split in torchvision; the LaCLIP and DreamLIP line of work "
-    "tests on 19,850 of them. Class names are those of the repository (classnames.txt): "
+    notes="All images, as torchvision has no split; the LaCLIP and DreamLIP line of work tests on "
+    "19,850 of them. Class names are those of the repository (classnames.txt): "
     "torchvision's, with spaces for underscores and slashes.",
     used_in="Tables 3, 6, 7 and C6",
 )

@@ -22,10 +22,10 @@ CARD = Card(
     source="hub: BeichenZhang/Urban1k (Urban1k.zip)",
     licence="CC BY-NC 4.0",
     splits={"test": 1_000},
-    texts="1 long caption of an image",
+    texts="1 long caption per image",
     bytes=80_600_000,
-    notes="Image and caption belong together by the stem of their file names. Of a caption's file "
-    "only the first line counts, as in Long-CLIP and the release.",
+    notes="Image and caption have the same file stem. Only the first line of a caption file is "
+    "used, as in Long-CLIP and the release.",
     used_in="Tables 1 and 6",
 )
 
@@ -36,7 +36,7 @@ class Options(OnHub):
     id: str = "BeichenZhang/Urban1k"
     split: Literal["test"] = "test"
     kind: Kind = "long"
-    """Of the captions: it decides the prompt that they are embedded with."""
+    """Caption kind; decides the prompt that they are embedded with."""
 
 
 def size(options: Options) -> int:
@@ -45,7 +45,7 @@ def size(options: Options) -> int:
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -53,9 +53,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     """Images in the order of their names.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
         ValueError: a caption has no image.
@@ -71,5 +71,5 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: which commit it was."""
+    """Extra fields of the manifest: the commit."""
     return commit_of(root)

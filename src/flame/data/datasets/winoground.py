@@ -1,4 +1,4 @@
-"""Winoground: two images and two captions of the same words in another order."""
+"""Winoground: two images and two captions with the same words in a different order."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -26,11 +26,11 @@ CARD = Card(
     source=f"hub: facebook/winoground ({EXAMPLES} and {IMAGES}, or Parquet files)",
     licence="for research only; images by Getty Images",
     splits={"test": 800},
-    texts="1 caption of an image (`positive`)",
+    texts="1 caption per image (`positive`)",
     needs="HF_TOKEN of an account that accepted the conditions of the hub's facebook/winoground",
     notes="400 groups of two images, with keys `<id>-0` and `<id>-1`; an odd `limit` leaves a "
-    "group of one, which takes no part. A group counts as in CLIP_benchmark: of equal scores the "
-    "first is the larger. The paper's Image, Text and Both are image score, text score and group "
+    "group of one, which is ignored. Groups are scored as in CLIP_benchmark: of equal scores the "
+    "first one wins. The paper's Image, Text and Both are image score, text score and group "
     "score.",
     used_in="Table C3",
 )
@@ -44,12 +44,12 @@ class Options(OnHub):
 
 
 def size(options: Options) -> int:
-    """Number of images, two a group."""
+    """Number of images, two per group."""
     return expected(CARD, options)
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the images have no labels."""
+    """Empty: the images have no labels."""
     return {}
 
 
@@ -57,12 +57,12 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     """Images group by group.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which images.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
 
     Raises:
-        ValueError: nobody was let in, or a caption has no image.
+        ValueError: the token has no access, or a caption has no image.
     """
     names = hub.list_files(options.id, options.revision, root / "hub")
     tables = sorted(name for name in names if name.endswith(".parquet"))
@@ -76,12 +76,12 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: which commit it was."""
+    """Extra fields of the manifest: the commit."""
     return commit_of(root)
 
 
 def _of_tables(root: Path, options: Options, tables: list[str]) -> Iterator[dict[str, Any]]:
-    """Groups of Parquet files, with encoded images in them."""
+    """Groups in Parquet files, which contain the encoded images."""
     folder = files_of(options, root, *tables)
     for name in tables:
         for row in pl.read_parquet(folder / name).iter_rows(named=True):
@@ -89,7 +89,7 @@ def _of_tables(root: Path, options: Options, tables: list[str]) -> Iterator[dict
 
 
 def _of_archive(root: Path, options: Options) -> Iterator[dict[str, Any]]:
-    """Groups of a file of JSON lines, which names images in a zip without their extension."""
+    """Groups in JSON lines, which name images of a zip without their extension."""
     folder = files_of(options, root, EXAMPLES, IMAGES)
     unpacked = archives.extract(folder / IMAGES, root / "images")
     images = images_in(unpacked)

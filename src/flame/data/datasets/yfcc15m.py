@@ -1,4 +1,4 @@
-"""YFCC15M: one of three subsets of YFCC100M that go by that name, from links or from shards."""
+"""YFCC15M: one of three subsets of YFCC100M of that name, from links or shards."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +16,13 @@ CARD = Card(
     licence="of each image: the Creative Commons licence that its uploader chose",
     # The option `which` chooses one of them.
     splits={"release": 15_061_521, "declip": 15_388_848, "openai": 14_829_396},
-    texts="1 raw caption of an image",
-    needs="a list of links or shards: nothing of it can be fetched without a person",
-    notes="Three sets have this name. `release`: the 15,061,521 pairs of the official release, "
-    "whose images are nowhere to be had as such. `declip`: the label file of DeCLIP, which the "
-    "paper cites; 15,388,848 lines (Sense-GVT/DeCLIP, issue 28; not verified by us). `openai`: the "
-    "subset of CLIP, 14,829,396; the two share 6,642,077 images (same issue). The manifest says "
-    "which one was taken.",
+    texts="1 raw caption per image",
+    needs="a list of links or shards: nothing can be downloaded automatically",
+    notes="Three data sets share this name. `release`: the 15,061,521 pairs of the official "
+    "release, whose images are not published. `declip`: the label file of DeCLIP, which the "
+    "paper cites; 15,388,848 lines (Sense-GVT/DeCLIP, issue 28; not verified by us). "
+    "`openai`: the subset of CLIP, 14,829,396; the two have 6,642,077 images in common (same "
+    "issue). The manifest records which one was used.",
     used_in="training of the YFCC15M rows",
 )
 
@@ -31,7 +31,7 @@ class Options(LinkOptions):
     """Which pairs of which YFCC15M."""
 
     which: Literal["release", "declip", "openai"] = "release"
-    """Of the three sets of this name; decides how many pairs are expected."""
+    """Which of the three; determines the expected number of pairs."""
     source: Literal["shards", "links"] = "shards"
     shards: str | None = None
     """Folder with the tar shards; null: `shards` in the folder of this source."""
@@ -39,13 +39,13 @@ class Options(LinkOptions):
 
 
 def size(options: Options) -> int:
-    """Number of images; of links, of which fewer are alive."""
+    """Number of images, or of links, some of which are dead."""
     whole = CARD.splits[options.which]
     return min(options.limit or whole, whole)
 
 
 def classes(root: Path, options: Options) -> dict[str, list[str]]:
-    """None: the pairs have no labels."""
+    """Empty: the pairs have no labels."""
     return {}
 
 
@@ -53,9 +53,9 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
     """Pairs in the order of the shards.
 
     Args:
-        root: folder in which what is fetched is kept.
+        root: folder for downloads.
         options: which pairs.
-        seed: unused, nothing is drawn.
+        seed: unused; nothing is random.
     """
     if options.source == "links":
         yield from linked(follow(options, root))
@@ -67,12 +67,12 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample | Skipped]:
 
 
 def exact(options: Options) -> bool:
-    """False: nobody else has these files, so how many of them there are is not for us to say."""
+    """False: the files are placed by hand, so their number is not known."""
     return False
 
 
 def report(root: Path, options: Options) -> dict[str, Any]:
-    """What the manifest tells besides: which of the sets it is, and how many links were alive."""
+    """Extra fields of the manifest: which of the sets it is, and survival of the links."""
     told: dict[str, Any] = {"which": options.which}
     if options.source == "links":
         told["survival"] = survival(options, root)

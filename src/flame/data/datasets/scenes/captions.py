@@ -1,4 +1,4 @@
-"""Captions and class texts of a scene, in English; other languages are asked of `languages`."""
+"""Captions and class texts of a scene in English; `languages` has those in other languages."""
 
 from collections.abc import Mapping
 from random import Random
@@ -10,7 +10,7 @@ from flame.data.datasets.scenes.words import CATEGORY, WORDS
 
 
 def describe(scene: Scene, options: Options, rng: Random) -> dict[str, list[str]]:
-    """Captions of a scene: kind -> as many texts as the options ask for."""
+    """Captions of a scene: kind -> the number of texts that the options set."""
     num_short = options.short + (rng.random() < options.extra_short)
     if options.language != "en":
         texts = languages.short(scene, options.language, num_short, rng)
@@ -28,7 +28,7 @@ def describe(scene: Scene, options: Options, rng: Random) -> dict[str, list[str]
 
 
 def class_texts(facet: str, label: str, language: str) -> list[str]:
-    """Class templates of a facet, filled with the name of the label in the language."""
+    """Class templates of a facet, filled with the label in the language."""
     if language != "en":
         return languages.class_texts(label, language)
     entry = WORDS[f"{facet}s"].get(label, {}) if facet in ("place", "light", "weather") else {}
@@ -44,7 +44,7 @@ def _long(scene: Scene, grammars: str, rng: Random) -> str:
 
 
 def _slots(scene: Scene, rng: Random) -> dict[str, str]:
-    """Slot of the grammar -> words, synonyms drawn at random."""
+    """Slot of the grammar -> words, with random synonyms."""
 
     def say(facet: str, name: str) -> str:
         return rng.choice(WORDS[facet][name]["words"])
@@ -75,11 +75,11 @@ def _slots(scene: Scene, rng: Random) -> dict[str, str]:
 
 
 def sentence(form: str, slots: Mapping[str, str]) -> str:
-    """A form with its slots (name -> words) filled, and its capital letter."""
+    """A form with its slots (name -> words) filled, capitalized."""
     text = form.format_map(slots)
     return text[0].upper() + text[1:]
 
 
 def with_article(phrase: str) -> str:
-    """A phrase after "a" or "an"."""
+    """A phrase with its article "a" or "an"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -1,9 +1,9 @@
-"""Scenes for compositionality: two captions, or two pictures, that a minimal edit tells apart.
+"""Scenes for compositionality: two captions or two pictures that differ by a minimal edit.
 
 SugarCrepe asks which of two captions of a picture is true; the false one adds, replaces or swaps a
 thing (Hsieh et al., 2023). Winoground asks which caption belongs to which of two pictures, where
-both captions have the same words in another order (Thrush et al., 2022). The forms of the captions
-stand under `compose` in `words.yaml`.
+both captions have the same words in a different order (Thrush et al., 2022). The caption forms are
+under `compose` in `words.yaml`.
 """
 
 from collections.abc import Iterator
@@ -30,17 +30,17 @@ def examples(
     Args:
         options: a set with `compose`.
         rng: draws the scenes.
-        words: draws forms, synonyms and what is false.
+        words: draws forms, synonyms and false words.
 
     Yields:
-        With `winoground` both pictures of a pair in a row, each with its caption (`positive`);
-        else a picture with a true caption (`positive`) and a false one (`negative`).
+        With `winoground` both pictures of a pair in turn, each with its caption (`positive`);
+        otherwise a picture with a true caption (`positive`) and a false one (`negative`).
     """
     ways = WORDS["compose"][options.compose]
     is_paired = options.compose == "winoground"
     for index in range(options.images // (1 + is_paired)):
         scene = _scene(options, rng)
-        # Every way as often as the others: which one it is is no matter of luck.
+        # All ways equally often, not at random.
         way = ways[index % len(ways)]
         said = {
             (section, name): words.choice(entry["words"] if section != "relations" else entry)
@@ -60,7 +60,7 @@ def examples(
 
 
 def _scene(options: Options, rng: Random) -> Scene:
-    """A random scene of two objects that differ in tint and that nobody could mix up."""
+    """A random scene of two objects that differ in tint and look clearly different."""
     objects = options.model_copy(update={"people": 0.0})
     while True:
         scene = sample(objects, rng, {})
@@ -70,7 +70,7 @@ def _scene(options: Options, rng: Random) -> Scene:
 
 
 def _held(scene: Scene) -> set[str]:
-    """Nouns that the backdrop itself may show."""
+    """Nouns that the background itself may show."""
     return set(WORDS["places"][scene.place].get("holds", []))
 
 
@@ -79,7 +79,7 @@ def _is_alike(noun: str, other: str) -> bool:
 
 
 def _absent(scene: Scene) -> list[str]:
-    """Nouns that surely cannot be seen in the picture, not even by another name."""
+    """Nouns that are certainly not in the picture, not even under another name."""
     return [
         noun
         for noun in OBJECTS
@@ -93,8 +93,8 @@ def _edit(scene: Scene, change: str, absent: str, rng: Random) -> Scene:
 
     Args:
         scene: what is shown.
-        change: facet that gets another value; `tints` or `nouns` for an exchange between the two
-            objects; `nothing`.
+        change: facet that gets another value; `tints` or `nouns` for a swap between the two
+            objects; or `nothing`.
         absent: noun that is not shown.
         rng: draws another tint.
     """
@@ -105,7 +105,7 @@ def _edit(scene: Scene, change: str, absent: str, rng: Random) -> Scene:
         case "noun" | "minor":
             return replace(scene, **{change: absent})
         case "relation":
-            # Only the opposite is surely false: what is left of a thing may also lie higher.
+            # Only the opposite is certainly false: what is left of an object may also be above it.
             return replace(scene, relation=OPPOSITE[scene.relation])
         case "tints":
             return replace(scene, tint=scene.minor_tint, minor_tint=scene.tint)

@@ -1,7 +1,7 @@
 """Short captions and class texts in languages other than English, from `languages.yaml`.
 
-Names of what is drawn are those that the PyPI package emoji (Unicode CLDR) gives to the emoji of
-the artwork. Every form needs no agreement of gender, number or case, whatever fills it.
+Names of objects are those that the PyPI package emoji (Unicode CLDR) has for the emoji of the
+artwork. No form needs agreement of gender, number or case, whatever fills it.
 """
 
 from functools import cache
@@ -18,9 +18,9 @@ from flame.data.datasets.scenes.words import OBJECTS, PEOPLE
 LEXICON: dict[str, dict[str, Any]] = yaml.safe_load(
     files(__package__).joinpath("languages.yaml").read_text("utf-8")
 )
-PERSONS = {"woman": "👩", "man": "👨"}  # as they are called when it is not told what they do
+PERSONS = {"woman": "👩", "man": "👨"}  # names of persons without an action
 TOLD = ("place", "light", "relation")
-VARIATION = "\ufe0f"  # asks for colours; some emoji carry it in the package and some do not
+VARIATION = "\ufe0f"  # requests colour; some emoji of the package have it, others do not
 
 
 def num_forms(language: str) -> int:
@@ -29,10 +29,10 @@ def num_forms(language: str) -> int:
 
 
 def short(scene: Scene, language: str, num: int, rng: Random) -> list[str]:
-    """Short captions of different forms: each tells both objects with their tints, and the place.
+    """Short captions of different forms: each names both objects with their tints, and the place.
 
     Args:
-        scene: what to tell.
+        scene: what to describe.
         language: a language of `LEXICON`.
         num: number of captions.
         rng: draws the forms.
@@ -58,12 +58,12 @@ def class_texts(noun: str, language: str) -> list[str]:
 
 @cache
 def name(noun: str, language: str, action: str | None = None) -> str:
-    """What a noun, or a person in an action, is called in a language.
+    """Name of a noun, or of a person in an action, in a language.
 
     Args:
         noun: plain name, as in `words.yaml`.
         language: a language of `LEXICON`.
-        action: what the person does; None for objects, and for a person of whom it is not told.
+        action: what the person does; None for objects and for a person without an action.
     """
     own = LEXICON[language]["names"].get(f"{noun} {action}" if action else noun)
     if own:
@@ -74,7 +74,7 @@ def name(noun: str, language: str, action: str | None = None) -> str:
     entry = next(emoji.EMOJI_DATA[c] for c in (bare, bare + VARIATION) if c in emoji.EMOJI_DATA)
     words = entry[language].strip(":").replace("_", " ").split(" ")
     if LEXICON[language].get("capitals"):
-        # The package writes all in lower case. The last word is a noun, and the first one too
-        # where it is no adjective that begins a caption.
+        # The package has lower case only. The last word is a noun, and so is the first one
+        # unless it is an adjective, which begins the caption.
         words = [w[0].upper() + w[1:] if w in (words[0], words[-1]) else w for w in words]
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""What a set of scenes may be asked for."""
+"""Options of a set of scenes."""
 
 from typing import Literal
 
@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from flame.data.datasets.scenes import languages
 from flame.data.datasets.scenes.words import MEMBERS, WORDS
+from flame.runtime.errors import known
 
 
 class Options(BaseModel):
-    """What one set of scenes holds."""
+    """Contents of one set of scenes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,13 +55,13 @@ class Options(BaseModel):
         ]
         | None
     ) = None
-    """Minimal edit that tells two captions (kinds `positive`, `negative`) or two images apart."""
+    """Minimal edit by which two captions (kinds `positive`, `negative`) or two images differ."""
 
     @field_validator("members")
     @classmethod
     def _known_category(cls, members: str | None) -> str | None:
         if members is not None and members not in MEMBERS:
-            raise ValueError(f"unknown category {members!r}; known are {', '.join(MEMBERS)}")
+            raise ValueError(f"unknown category {known(members, MEMBERS)}")
         return members
 
     @model_validator(mode="after")
@@ -69,10 +70,12 @@ class Options(BaseModel):
             raise ValueError(f"hard_groups {self.hard_groups} excludes classify {self.classify!r}")
         if self.classify == "action" and self.members not in (None, "person"):
             raise ValueError(
-                f"members {self.members!r} have no actions to classify; only person has"
+                f"members {self.members!r} have no actions to classify; only 'person' has"
             )
         if self.short == len(WORDS["short"]) and self.extra_short:
-            raise ValueError(f"extra_short needs short below {self.short}: there are no more forms")
+            raise ValueError(
+                f"extra_short needs short below {self.short}: there are no other forms"
+            )
         return self
 
     @model_validator(mode="after")
@@ -87,7 +90,7 @@ class Options(BaseModel):
         forms = languages.num_forms(self.language)
         if self.short + (self.extra_short > 0) > forms:
             raise ValueError(
-                f"short {self.short} with extra_short {self.extra_short} asks for more than the "
+                f"short {self.short} with extra_short {self.extra_short} needs more than the "
                 f"{forms} short forms of language {self.language!r}"
             )
         return self
@@ -100,7 +103,7 @@ class Options(BaseModel):
         asked = [name for name in excluded if getattr(self, name)]
         if self.hard_groups > 1:
             asked.append("hard_groups")
-        # The default share of people is no wish: composed scenes show two objects.
+        # Composed scenes show two objects, so the default share of people is ignored.
         if self.people and "people" in self.model_fields_set:
             asked.append("people")
         if asked:

@@ -1,4 +1,4 @@
-"""The picture of a scene: artwork in its tint before a drawn place."""
+"""The picture of a scene: tinted artwork in front of a drawn place."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from flame.data.datasets.scenes.words import OBJECTS, PEOPLE, WORDS
 PIXELS = 64  # side of a picture
 MARGIN = 1  # pixels between an object and the frame
 MAIN_SIZES, MINOR_SIZES = (39, 43), (16, 19)  # longest side in pixels; a pair fits side by side
-JITTER = 6  # pixels an object may lie off the middle
+JITTER = 6  # pixels an object may be off centre
 VARIANTS = 6  # backgrounds of one place: three heights of the ground, each also mirrored
 RIM = 0.75  # opacity of the white rim that keeps dark outlines visible at night
 
@@ -92,8 +92,8 @@ def _shade(colour: str, fill: str) -> str:
     luma = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
     if luma < 0.12:
         return colour
-    # Up to three quarters of white a darker fill, from there on one mixed with white: the parts of
-    # an object stay apart, which is what tells many nouns from each other.
+    # Up to three quarters of white the fill gets darker, above it is mixed with white. This keeps
+    # the parts of an object distinct, by which many nouns are recognized.
     dark, pale = 0.45 + 0.55 * min(1, luma / 0.75), 0.6 * max(0, (luma - 0.75) / 0.25)
     return "#" + "".join(
         f"{round(value * dark + (255 - value * dark) * pale):02x}"
@@ -123,7 +123,7 @@ def _background(place: str, light: str, weather: str, variant: int) -> Image.Ima
 
 @cache
 def _marks(weather: str, variant: int) -> Image.Image:
-    """What the weather puts before the place: streaks, flakes or swathes; RGBA, 64 x 64 pixels."""
+    """Weather in front of the place: streaks, flakes or swathes; RGBA, 64 x 64 pixels."""
     rng = Random(variant)
     spots = [(rng.randint(-4, PIXELS), rng.randint(-6, PIXELS)) for _ in range(36)]
     marks = {

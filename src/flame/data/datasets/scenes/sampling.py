@@ -9,7 +9,7 @@ from flame.data.datasets.scenes.words import CATEGORY, LABELS, MEMBERS, MOOD, OB
 
 
 def labels_of(options: Options) -> list[str]:
-    """Labels of the set, as plain names; empty if it has none."""
+    """Labels of the set as plain names; empty without labels."""
     if options.classify == "noun" and options.members:
         return MEMBERS[options.members]
     return LABELS[options.classify] if options.classify else []
@@ -31,7 +31,7 @@ def scenes(options: Options, rng: Random) -> Iterator[Scene]:
 
 
 def sample(options: Options, rng: Random, fixed: Mapping[str, str]) -> Scene:
-    """A random scene in which the facets in `fixed` (facet -> plain name) have the values given."""
+    """A random scene, with the facets in `fixed` (facet -> plain name) set to these values."""
 
     def pick(facet: str, among: list[str] | None = None) -> str:
         return fixed.get(facet) or rng.choice(among or LABELS[facet])

@@ -1,4 +1,4 @@
-"""Words and artwork of the scenes, from `words.yaml`: what can be drawn, how English tells it."""
+"""Words and artwork of the scenes, from `words.yaml`: what can be drawn, and its English words."""
 
 from importlib.resources import files
 from typing import Any
