@@ -114,7 +114,7 @@ def test_rows_are_the_embeddings_of_the_captions_in_their_order(inputs, expected
 
 def test_killed_jobs_resume_to_the_same_bytes(inputs, expected, tmp_path, caplog):
     out = tmp_path / "0.zarr"
-    lease = tmp_path / "0.zarr.partial" / "lease.json"
+    lease = tmp_path / "0.zarr.partial" / "lease.lock"
     for end, wanted in ((signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 3)):
         process = start(inputs, out)
         while shards(out) < wanted or not lease.exists():

@@ -296,7 +296,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
     for table in folder.glob("results/table6.*"):
         table.unlink()
 
-    lease = folder / stores / "0.zarr.partial/lease.json"
+    lease = folder / stores / "0.zarr.partial/lease.lock"
     process = subprocess.Popen(
         command(folder, seven, "--cores", "2"),
         cwd=ROOT,

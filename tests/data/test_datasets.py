@@ -55,7 +55,7 @@ def samples():
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"'scene' .*known:  .*scenes"):
+    with pytest.raises(ValueError, match=r"'scene' .*known: .*scenes"):
         datasets.module("scene")
     assert datasets.module("scenes") is scenes
 

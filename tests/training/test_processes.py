@@ -287,7 +287,7 @@ def test_processes_that_are_told_to_stop_do_so_at_one_step_and_go_on(inputs, tmp
     for rank in range(2):
         assert "Traceback" not in words(out, rank).read_text()
     assert not out.exists()
-    assert not (partial_of(out) / "lease.json").exists()
+    assert not (partial_of(out) / "lease.lock").exists()
     with safe_open(partial_of(out) / "content" / "checkpoint.safetensors", "pt") as file:
         stopped = int(file.metadata()["step"])
     assert 3 <= stopped < 40

@@ -35,5 +35,5 @@ def test_tokens_are_open_clips_in_the_order_asked_for(tmp_path, cache_bytes):
 
 
 def test_a_kind_without_captions_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"'row'.*did you mean 'raw'.*known: raw, long"):
+    with pytest.raises(ValueError, match=r"'row'.*did you mean 'raw'.*known: long, raw"):
         Tokens(captions(tmp_path), "row", 8)
