@@ -1,4 +1,4 @@
-"""Processes of their own for tests, in which torch need not be imported again."""
+"""Functions in processes of their own, without importing torch again."""
 
 import multiprocessing
 import os
@@ -9,14 +9,14 @@ from unittest import mock
 
 import flame
 
-# A fork server imports once for all, and, unlike a fork of this process, safely.
+# Forking from a server is safe, unlike forking this process, which has threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["flame.embed", "flame.train", "flame.towers.long_clip"])
 
 
 def start(target: Callable[..., None], *args: object) -> multiprocessing.Process:
-    """A process that runs a function of a module."""
-    # The server does not take over sys.path, and is silent about what it could not import.
+    """Start a process that runs a function of a module."""
+    # The server does not inherit sys.path, and ignores failed imports silently.
     with mock.patch.dict(os.environ, PYTHONPATH=str(Path(flame.__file__).parents[1])):
         forkserver.ensure_running()
     process = _CONTEXT.Process(target=target, args=args)

@@ -1,10 +1,10 @@
-"""A web server on this machine for tests: a hub, plain files, and everything that goes wrong.
+"""A local web server for tests: a hub, plain files, and injected faults.
 
 with Loopback() as server:
     server.hub("owner/set", "main", folder)  # its API, as huggingface_hub calls it
     url = server.file("/set.zip", data, faults=[cut(1000)])
     server.route("/v1/chat/completions", lambda request: Reply(200, b"{}"))
-    server.requests  # all that were made
+    server.requests  # all requests so far
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer.
+    """A response.
 
     Args:
         cut: bytes of the body after which the connection breaks.
@@ -60,7 +60,7 @@ class Reply:
 
 @dataclass
 class Fault:
-    """What is wrong with a path, for so many requests (None: for ever) of these methods."""
+    """A fault at a path, for the next `times` requests (None: all) with one of the methods."""
 
     change: Callable[[Reply], Reply]
     times: int | None = None
@@ -73,17 +73,17 @@ def status(code: int, times: int | None = None, retry_after: int | None = None) 
 
 
 def cut(after: int, times: int | None = 1) -> Fault:
-    """The connection breaks after so many bytes of the body."""
+    """Close the connection after the given number of bytes of the body."""
     return Fault(lambda reply: _with(reply, cut=after), times, ("GET", "POST"))
 
 
 def wrong(data: bytes, times: int | None = None) -> Fault:
-    """Other bytes than those that the headers speak of."""
+    """Send other bytes than the headers describe."""
     return Fault(lambda reply: _with(reply, body=data), times, ("GET",))
 
 
 def html(times: int | None = None) -> Fault:
-    """A page instead of the file, and 200 all the same."""
+    """Send an HTML page instead of the file, with status 200."""
     headers = {"Content-Type": "text/html; charset=utf-8"}
     return Fault(lambda reply: Reply(200, HTML, headers), times)
 
@@ -93,7 +93,7 @@ def slow(seconds: float, times: int | None = None) -> Fault:
 
 
 def without_range(times: int | None = None) -> Fault:
-    """The server sends the whole file whatever piece is asked for."""
+    """Ignore Range headers and send the whole file."""
     return Fault(lambda reply: _with(reply, ranged=False), times, ("GET",))
 
 
@@ -121,7 +121,7 @@ class _Repo:
 
 
 class Loopback:
-    """The server, in threads of this process, on a port of its own."""
+    """The server, in threads of this process, on a free port."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -149,7 +149,7 @@ class Loopback:
         token: str | None = None,
         faults: Sequence[Fault] = (),
     ) -> str:
-        """Serve a file, to everyone or to who sends a token; returns its URL."""
+        """Serve a file, to everyone or only with a token; returns its URL."""
 
         def answer(request: Request) -> Reply:
             if token is not None and request.token != token:
@@ -162,13 +162,13 @@ class Loopback:
     def route(
         self, path: str, answer: Callable[[Request], Reply], *, faults: Sequence[Fault] = ()
     ) -> str:
-        """Answer what is asked at a path by a function; returns its URL."""
+        """Answer requests for a path with a function; returns its URL."""
         self._routes[path] = answer
         self.fault(path, *faults)
         return self.url + path
 
     def fault(self, path: str, *faults: Fault) -> None:
-        """What goes wrong at a path, one after the other: also at one of a hub."""
+        """Add faults at a path, also one of a hub; they happen one after the other."""
         self._faults.setdefault(path, []).extend(faults)
 
     def hub(
@@ -201,7 +201,7 @@ class Loopback:
         return commit
 
     def resolve(self, repo: str, revision: str, name: str, *, kind: str = "dataset") -> str:
-        """Path at which a file of the hub lies, for `fault`."""
+        """Path of a file of the hub, for `fault`."""
         return f"/{'datasets/' if kind == 'dataset' else ''}{repo}/resolve/{revision}/{name}"
 
     def asked(self, path: str, method: str = "GET") -> list[Request]:
@@ -237,7 +237,7 @@ class Loopback:
             r: v for (k, n, r), v in self._repos.items() if (k, n) == (kind, match["repo"])
         }
         if not revisions or any(r.private not in (None, request.token) for r in revisions.values()):
-            # Without a token the real hub does not tell whether there is such a repository.
+            # Without a token the real hub does not reveal whether the repository exists.
             return _hub_error(404 if request.token else 401, "RepoNotFound")
         repo = revisions.get(unquote(match["revision"] or "main"))
         if repo is None:
@@ -321,7 +321,7 @@ def _tree(repo: _Repo, under: str, *, recursive: bool) -> list[dict]:
 
 
 def _blob(data: bytes) -> str:
-    """Name of a git blob."""
+    """Hash of a git blob."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -330,7 +330,7 @@ def _etag(name: str, data: bytes) -> str:
 
 
 def _piece(reply: Reply, request: Request) -> Reply:
-    """The reply cut to the Range that was asked for, unless the file has changed since."""
+    """The reply reduced to the requested Range, unless the file has changed since."""
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
     if not (reply.ranged and asked):
         return reply

@@ -1,4 +1,4 @@
-"""Conda environments: in step with the lock file, and with what the code imports."""
+"""Conda environments agree with the lock file and with the imports of the code."""
 
 import ast
 import json
@@ -18,9 +18,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 RULES, VLLM = "environment.yml", "workflow/envs/vllm.yml"
-# What belongs to a release of vLLM: its torch, its transformers, the numpy that its numba knows.
+# Pinned by the vLLM release: its torch, its transformers, the numpy that its numba supports.
 OF_VLLM = {"vllm", "torch", "torchvision", "transformers", "huggingface-hub", "numpy"}
-BY_HAND = "What these need"  # ends the part of an environment that is written by hand
+BY_HAND = "What these need"  # ends the handwritten part of an environment
 PYTHON = {"python_version": "3.11", "python_full_version": "3.11.0"}  # of both environments
 
 
@@ -32,12 +32,12 @@ def requirements(file: str) -> list[Requirement]:
 
 
 def is_for_here(package: Requirement, extra: str = "") -> bool:
-    """Whether the environments' Python wants it on this machine."""
+    """Whether the marker holds for the environments' Python on this machine."""
     return package.marker is None or package.marker.evaluate(PYTHON | {"extra": extra})
 
 
 def versions(wanted: Iterable[Requirement]) -> dict[str, str]:
-    """Name -> version of what is pinned for this machine."""
+    """Name -> pinned version, for this machine."""
     there = filter(is_for_here, wanted)
     return {package.name: str(package.specifier).removeprefix("==") for package in there}
 
@@ -54,14 +54,14 @@ def locked() -> dict[str, str]:
 
 
 def needed() -> set[str]:
-    """Packages that pyproject.toml names for what rules run: all but Snakemake and its parts."""
+    """Dependencies in pyproject.toml that rules need: all but Snakemake and its plugins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {Requirement(line).name for line in project["dependencies"]}
     return {name for name in names if not name.startswith("snakemake")}
 
 
 def with_needs(names: Iterable[str]) -> set[str]:
-    """Packages and all that they need, as far as they are installed here."""
+    """Packages and their dependencies, as far as they are installed here."""
     installed = {canonicalize_name(package.name) for package in metadata.distributions()}
     seen: set[tuple[str, frozenset[str]]] = set()
     todo = [Requirement(name) for name in names]
@@ -77,7 +77,7 @@ def with_needs(names: Iterable[str]) -> set[str]:
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level modules that a file imports, at its top or later, and that are not Python's."""
+    """Top-level modules that a file imports anywhere, without the standard library."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -87,7 +87,7 @@ def imported(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"flame"}
 
 
-# --- the files -----------------------------------------------------------------------------
+# The files.
 
 
 @pytest.mark.parametrize("file", [RULES, VLLM])
@@ -98,7 +98,7 @@ def test_conda_gives_python_and_pip_and_pypi_one_version_of_each_package(file):
     pins = requirements(file)
     assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in pins)
     assert len({canonicalize_name(pin.name) for pin in pins}) == len(pins)
-    # Snakemake would take a pin file instead of the pip section, not beside it.
+    # A pin file would replace the pip section.
     beside = (ROOT / file).with_suffix("")
     assert not [*beside.parent.glob(f"{beside.name}.*.pin.txt")]
 
@@ -129,7 +129,7 @@ def test_every_package_that_is_imported_is_named():
     assert not {m for m in modules if named.isdisjoint(map(canonicalize_name, packages[m]))}
 
 
-# --- their use -----------------------------------------------------------------------------
+# Their use.
 
 
 def test_every_environment_is_that_of_a_rule():
@@ -160,7 +160,7 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 
 
 def without(refused: Iterable[str], stage: str) -> subprocess.CompletedProcess[str]:
-    """What a stage says of itself in an environment without some modules."""
+    """Output of a stage's --help in an environment without some modules."""
     command = [sys.executable, "-c", WITHOUT, json.dumps(sorted(refused)), stage]
     return subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
 

@@ -1,4 +1,4 @@
-"""The paper's Table 6 by one command, from a hub on this machine: download to table."""
+"""Table 6 of the paper study at a small size, from a local hub: from download to table."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The workflow as its users meet it: by its command line, on the tiny study."""
+"""The workflow through its command line, on the tiny study and on one with every kind of job."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return planned(tmp_path_factory.mktemp("empty"), TINY)
 
 
-# --- the way of the data -------------------------------------------------------------------
+# The way of the data.
 
 
 def test_the_table_has_the_papers_rows_with_its_numbers_beside_ours(finished):
@@ -96,7 +96,7 @@ def test_the_report_speaks_of_what_a_study_includes(report):
 
 
 def test_the_report_can_draw_every_run_time(report):
-    # On its logarithmic scale; one that is 0 takes all others from the plot.
+    # A run time of 0 would empty the plot, whose scale is logarithmic.
     rules = re.findall(r'"rule": "(\w+)", "runtime": [0-9.e+-]+', report)
     times = [float(time) for time in re.findall(r'"runtime": ([0-9.e+-]+)', report)]
     assert len(times) == len(rules) > 30
@@ -104,7 +104,7 @@ def test_the_report_can_draw_every_run_time(report):
     assert min(times) > 0
 
 
-# --- what runs anew ------------------------------------------------------------------------
+# What runs anew.
 
 
 def test_a_second_run_does_nothing(finished):
@@ -132,7 +132,7 @@ def test_a_moved_folder_does_not_run_anew(finished, tmp_path):
 
 
 def test_another_checkout_runs_anew_only_what_it_reports_otherwise(finished, tmp_path):
-    """Code of the package is no reason to run anew (VERSION is); the paper's numbers are."""
+    """Changed code is no reason to rerun (VERSION is); changed numbers of the paper are."""
     for name in ("src", "workflow", "config"):
         shutil.copytree(ROOT / name, tmp_path / name, copy_function=shutil.copy)
     with (tmp_path / "src/flame/embed.py").open("a") as file:
@@ -228,7 +228,7 @@ def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
     edited = changed(tmp_path / "study.yaml", ("facets.color.text", "the colors of this image"))
     assert planned(finished, edited) == matching(everything, [COLOR, STORES, *towers, TABLE])
 
-    # Nor is it forgotten where a run was interrupted between one store and the next.
+    # The change is not lost if a run is interrupted between two stores.
     folder = tmp_path / "interrupted"
     shutil.copytree(finished, folder)
     one = "results/embed/random-llama/scenes/long/0.zarr"
@@ -248,14 +248,14 @@ def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
 def test_a_second_change_is_not_lost_behind_a_facet(
     finished, everything, tmp_path, path, value, patterns
 ):
-    """Snakemake may ask no reasons of jobs downstream of one that runs anew."""
+    """Snakemake may skip the other reasons of a job downstream of one that reruns."""
     facet = ("facets.color.text", "the colors of this image")
     edited = changed(tmp_path / "study.yaml", facet, (path, value))
     assert planned(finished, edited) == matching(everything, [COLOR, STORES, *patterns])
 
 
 def test_every_setting_is_recorded(finished):
-    """Snakemake drops a parameter that is not a builtin, and then overlooks its changes."""
+    """Snakemake drops parameters that are not builtins, and then overlooks their changes."""
     tracked = {
         "download_dataset": 5,  # source, options, seed, max_skipped, version
         "download_llm": 3,  # checkpoint, reset, version
@@ -276,7 +276,7 @@ def test_every_setting_is_recorded(finished):
         assert len(record["params"]) == tracked[record["rule"]], record
 
 
-# --- interruptions -------------------------------------------------------------------------
+# Interruptions.
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
@@ -328,7 +328,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
         assert both[0] == both[1], made
 
 
-# --- every kind of run, benchmark, table and figure ------------------------------------------
+# Every kind of run, benchmark, table and figure.
 
 
 def test_every_table_and_figure_is_made(whole):
@@ -372,7 +372,7 @@ def test_a_changed_baseline_runs_what_stands_on_it(whole, tmp_path):
     assert not made & {"results/table_c5.csv", "results/figure3.png", "results/figure_c1.png"}
 
 
-# --- mistakes ------------------------------------------------------------------------------
+# Mistakes.
 
 
 @pytest.mark.parametrize(
@@ -460,14 +460,14 @@ def test_a_bad_command_line_is_told_and_runs_nothing(tmp_path, flags, line):
     assert {path.name for path in tmp_path.iterdir()} <= {".snakemake"}
 
 
-# --- the workflow as a whole ---------------------------------------------------------------
+# The workflow as a whole.
 
 
 def test_the_default_is_the_demo_study(tmp_path):
     study = load_file(ROOT / "config/config.yaml", ROOT)
     before = os.times()
     done = snakemake(tmp_path, None, "--dry-run", fresh=True)
-    after = os.times()  # seconds of processor time: those of the clock depend on who else computes
+    after = os.times()  # CPU seconds, because the machine may be busy
     assert after.children_user - before.children_user < 10
     assert done.returncode == 0, done.stdout
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
@@ -503,7 +503,7 @@ def test_the_default_is_the_demo_study(tmp_path):
         "all": 1,
     }
     expected["total"] = sum(expected.values())
-    # CLIP is to be had with every backbone on both training sets, also where no table asks for it.
+    # CLIP can be trained with every backbone on both training sets, even if no table needs it.
     assert set(study.runs) - towers == {"large-clip-small"}
     assert counts == {rule: str(count) for rule, count in expected.items()}
 

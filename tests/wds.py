@@ -1,4 +1,4 @@
-"""A data set of ours in the layout that clip_benchmark reads."""
+"""Convert a data set of this project to the layout that clip_benchmark reads."""
 
 import json
 import tarfile

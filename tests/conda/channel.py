@@ -1,4 +1,4 @@
-"""Make a conda channel that holds Python and pip, out of the Python that runs this.
+"""Make a conda channel with Python and pip from the Python that runs this.
 
     python channel.py FOLDER
 
@@ -39,7 +39,7 @@ def main(channel: Path) -> None:
 
 
 def python_files(folder: Path) -> Path:
-    """Interpreter and standard library, as they lie in an environment."""
+    """Interpreter and standard library, in the layout of an environment."""
     base, standard = Path(sys.base_prefix), Path(sysconfig.get_path("stdlib"))
     (folder / "bin").mkdir()
     program = folder / "bin" / PYTHON
@@ -58,7 +58,7 @@ def python_files(folder: Path) -> Path:
 
 
 def index_of_python() -> dict[str, Any]:
-    """What the channel says of its Python."""
+    """Metadata of the Python package."""
     return {
         "name": "python",
         "version": ".".join(map(str, sys.version_info[:3])),
@@ -73,7 +73,7 @@ def index_of_python() -> dict[str, Any]:
 
 
 def unpack_pip(folder: Path) -> str:
-    """Files of the pip that this Python brings, put into `folder`; its version."""
+    """Put the files of the pip bundled with this Python into `folder`; returns its version."""
     bundled = Path(sysconfig.get_path("stdlib"), "ensurepip/_bundled")
     wheel = next(bundled.glob("pip-*.whl"))
     with zipfile.ZipFile(wheel) as files:
@@ -82,7 +82,7 @@ def unpack_pip(folder: Path) -> str:
 
 
 def index_of_pip(version: str) -> dict[str, Any]:
-    """What the channel says of its pip."""
+    """Metadata of the pip package."""
     return {
         "name": "pip",
         "version": version,

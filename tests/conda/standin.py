@@ -1,4 +1,4 @@
-"""A stand-in for conda, where no channel can be reached: what Snakemake calls of it, and no more.
+"""A stand-in for conda without network: only the commands that Snakemake calls.
 
 The conda part of an environment is solved and installed by rattler, which is what pixi and others
 do it with; the pip part by the environment's own pip, as conda does. A channel's name means a
@@ -46,7 +46,7 @@ def create(file: Path, prefix: str) -> None:
 
 
 def install_by_pip(lines: list[str], folder: Path, prefix: str) -> None:
-    """Install by the environment's pip, in the folder of its file, as conda does."""
+    """Install with the environment's pip, from the folder of its file, as conda does."""
     with tempfile.NamedTemporaryFile("w", suffix=".requirements.txt", dir=folder) as file:
         file.write("\n".join(lines))
         file.flush()
@@ -55,7 +55,7 @@ def install_by_pip(lines: list[str], folder: Path, prefix: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do as conda would."""
+    """Run a command as conda would."""
     if arguments == ["--version"]:
         print("conda", VERSION)
     elif arguments == ["info", "--json"]:

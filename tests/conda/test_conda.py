@@ -1,4 +1,4 @@
-"""`--use-conda` as its users meet it, but for the channel: `make test-conda`.
+"""`--use-conda` with everything but a real channel: `make test-conda`.
 
 A stand-in for conda makes the environment, of 6.5 GB: Python and pip from a channel of our own, the
 rest from PyPI. So all is tried but whether conda-forge has its Python and pip.
@@ -35,7 +35,7 @@ def pip_section(file: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all of this is; gone in the end, for its size."""
+    """Folder of these tests, removed at the end because it is large."""
     folder = tmp_path_factory.mktemp("conda")
     yield folder
     shutil.rmtree(folder)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def snakemake(folder: Path) -> Snakemake:
-    """Snakemake where `conda` is the stand-in and where no `python` works but that of conda."""
+    """Snakemake, where `conda` is the stand-in and only the environment has a working `python`."""
     subprocess.run([TOOLS, HERE / "channel.py", folder / "channels/conda-forge"], check=True)
     outside = folder / "outside/python"
     outside.parent.mkdir()
@@ -74,13 +74,13 @@ def snakemake(folder: Path) -> Snakemake:
 
 @pytest.fixture(scope="module")
 def with_conda(folder: Path) -> list[str]:
-    """Flags of a run with conda."""
+    """Flags for a run with conda."""
     return ["--use-conda", "--conda-prefix", str(folder / "environments")]
 
 
 @pytest.fixture(scope="module")
 def by_conda(folder: Path, snakemake: Snakemake, with_conda: list[str]) -> Path:
-    """Results of the tiny study by conda; what Snakemake said is in their `said.txt`."""
+    """Results of the tiny study with conda; Snakemake's output is in `said.txt`."""
     results = folder / "by-conda"
     said = snakemake(results, "--cores", "2", *with_conda, TABLE)
     (results / "said.txt").write_text(said)
@@ -89,14 +89,14 @@ def by_conda(folder: Path, snakemake: Snakemake, with_conda: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(folder: Path, by_conda: Path) -> Path:
-    """The one environment that was made."""
+    """The only environment that was created."""
     (done,) = (folder / "environments").glob("*.env_setup_done")
     return done.with_suffix("").resolve()
 
 
 @pytest.fixture(scope="module")
 def without_conda(folder: Path, snakemake: Snakemake) -> Path:
-    """Results of the tiny study by the Python that runs Snakemake."""
+    """Results of the tiny study without conda."""
     results = folder / "without-conda"
     snakemake(results, "--cores", "2", TABLE)
     return results
@@ -118,7 +118,7 @@ def test_the_environment_is_what_its_file_names_and_nothing_else(environment):
 
 
 def test_every_job_ran_in_the_environment(by_conda, environment):
-    """By what Snakemake says; and `python` outside of it would have failed."""
+    """Snakemake says so, and any `python` outside of it would have failed."""
     said = (by_conda / "said.txt").read_text()
     activated = re.findall(r"^Activating conda environment: (.+)$", said, re.MULTILINE)
     assert {(by_conda / path).resolve() for path in activated} == {environment}
@@ -145,7 +145,7 @@ def test_the_papers_study_asks_for_both_environments(folder, snakemake):
 
 @pytest.mark.parametrize("file", ["environment.yml", "workflow/envs/vllm.yml"])
 def test_pypi_has_all_that_is_pinned_and_it_goes_together(file):
-    """Nothing is installed; `uv` reads what each package asks for, and adds nothing to the pins."""
+    """Nothing is installed; `uv` resolves the pins and adds no package."""
     named = map(Requirement, pip_section(file))
     pins = {f"{r.name}{r.specifier}" for r in named if not r.marker or r.marker.evaluate()}
     options = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_31"]

@@ -1,4 +1,4 @@
-"""How often to kill, and what became of it."""
+"""Fixtures of the fault tests: a reference run of all stages, and a count of interruptions."""
 
 import json
 import random
@@ -20,11 +20,11 @@ HEADER = ("stage", "by clock", "by step", "SIGTERM", "no room", "went on", "was 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=0, help="of every stage, instead of a few")
+    parser.addoption("--kills", type=int, default=0, help="kills per stage, instead of a few")
 
 
 class Tally:
-    """What became of every stage that was interrupted."""
+    """How the interrupted runs of every stage ended."""
 
     def __init__(self) -> None:
         self.counts: dict[str, dict[str, int]] = {}
@@ -43,7 +43,7 @@ def tally() -> Tally:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of all interruptions, where many were asked for."""
+    """With --kills, print a table of all interruptions."""
     if not TALLY.counts or not terminalreporter.config.getoption("--kills", 0):
         return
     rows = [HEADER, *((name, *map(str, row.values())) for name, row in TALLY.counts.items())]
@@ -58,13 +58,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> int:
-    """How often every stage is to be killed; 0: as often as fits into a test run."""
+    """Kills per stage; 0 means the few that fit into a plain test run."""
     return request.config.getoption("--kills", 0)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Loopback]:
-    """A hub, archives of the web and a captioner."""
+    """A server with a hub, web archives and a captioner."""
     with Loopback() as server:
         server.route("/v1/chat/completions", _describe)
         yield server
@@ -80,7 +80,7 @@ def preloaded(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def study(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study, with our captioner."""
+    """The study of these tests, with the captioner of `server`."""
     path = tmp_path_factory.mktemp("study") / "study.yaml"
     path.write_text(stages.STUDY.read_text().replace("http://127.0.0.1:1", server.url))
     return path
@@ -90,7 +90,7 @@ def study(server: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(
     server: Loopback, preloaded: Preloaded, study: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Reference:
-    """All stages, undisturbed."""
+    """Results of all stages, run without faults."""
     folder = tmp_path_factory.mktemp("reference")
     server.hub("owner/llm", "main", folder / "resources/llms/random-llama", kind="model")
     return stages.make(preloaded, study, folder, _downloads(server))
@@ -98,23 +98,23 @@ def reference(
 
 @pytest.fixture
 def draws(request: pytest.FixtureRequest) -> random.Random:
-    """Draws of a test: the same whenever it runs."""
+    """A random generator, seeded with the name of the test."""
     return random.Random(request.node.name)
 
 
 def _describe(request: Request) -> Reply:
-    """A caption that depends on what was asked only."""
+    """A caption that depends only on the request."""
     seed = json.loads(request.body)["seed"]
     message = {"content": f"A thing of kind {seed} beside another one."}
     choice = {"message": message, "finish_reason": "stop"}
     return Reply(200, json.dumps({"choices": [choice]}).encode())
 
 
-# --- downloads ------------------------------------------------------------------------------------
+# Downloads.
 
 
 def _downloads(server: Loopback) -> list[Stage]:
-    """Stages that fetch: pairs and an LLM of a hub, archives of the web."""
+    """Stages that download: pairs and an LLM from a hub, archives from the web."""
     shards = {f"cc3m-train-{n:04d}.tar": _tar(_pairs(10 * n, 10)) for n in range(4)}
     server.hub("owner/pairs", "main", shards)
     hub = {"id": "owner/pairs", "revision": "main", "limit": 40}
@@ -138,7 +138,7 @@ def _dataset(name: str, source: str, options: dict[str, object]) -> Stage:
 
 
 def _pairs(first: int, count: int) -> dict[str, bytes]:
-    """Images and captions of a WebDataset."""
+    """Images and captions in the layout of WebDataset."""
     files = {}
     for i in range(first, first + count):
         files |= {f"{i:09d}.jpg": _picture(i), f"{i:09d}.txt": b"caption %d" % i}
@@ -146,7 +146,7 @@ def _pairs(first: int, count: int) -> dict[str, bytes]:
 
 
 def _archives(server: Loopback) -> dict[str, object]:
-    """Addresses of captions and of images, as Crossmodal-3600 has them."""
+    """URLs and digests of captions and images, as Crossmodal-3600 publishes them."""
     keys = [f"{i:04d}" for i in range(20)]
     lines = [{"image/key": key, "en": {"caption": [f"caption {key}"]}} for key in keys]
     texts = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -176,5 +176,5 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def bench(request, preloaded: Preloaded, reference: Reference, tmp_path: Path) -> Bench:
-    """The stage that a test is about."""
+    """The stage under test."""
     return Bench(preloaded, reference, request.param, tmp_path / "bench")

@@ -1,4 +1,4 @@
-"""The commands of a tiny study, stage by stage, and what has to be there once each has run."""
+"""The command of every stage of a small study, and the outputs that it must produce."""
 
 import json
 import re
@@ -18,15 +18,15 @@ from tests.preloaded import Child, Preloaded
 
 STUDY = Path(__file__).with_name("study.yaml")
 EXTRA = ("results/export/flame", "results/captions/server/scenes")  # no table asks for these
-# Several shards, so that a store can be interrupted between two of them.
+# Small shards, so that writing a store can be interrupted between two of them.
 CONSTANTS = {
     "flame.embedding.store.SHARD_ROWS": 8,
     "flame.embedding.store.CHUNK_ROWS": 8,
     "flame.data.web.BLOCK": 4096,
 }
-CLOCK = {"seconds", "images_per_second", "data_wait"}  # what a clock says
-TIMED = ("  run.json", "  report.json", "  report.md")  # files with such in a list of checksums
-# Beside the results: locks, records of what came from a hub, what Snakemake and tests need.
+CLOCK = {"seconds", "images_per_second", "data_wait"}  # differ between runs
+TIMED = ("  run.json", "  report.json", "  report.md")  # files with such values
+# Not results: locks, download records, files of Snakemake and of the tests.
 BESIDE = re.compile(
     r"(^|/)(\.flame-lock|\.flame-source\.json|\.snakemake|logs|filler)(/|$)"
     r"|^resources/raw/.*/\.cache/"
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Reference:
-    """A folder in which every stage ran undisturbed, and how long each took.
+    """A folder in which every stage ran without faults, and how long each took.
 
     Args:
         folder: with all inputs and outputs.
@@ -71,7 +71,7 @@ class Reference:
 
 
 class Bench:
-    """A copy of a reference in which one stage has not run yet."""
+    """A copy of the reference without the outputs of one stage."""
 
     def __init__(self, server: Preloaded, reference: Reference, name: str, folder: Path) -> None:
         self.stage, self.reference, self.folder = reference.stages[name], reference, folder
@@ -81,7 +81,7 @@ class Bench:
         self.clear()
 
     def clear(self) -> None:
-        """Take away all that the stage makes, and what it fetches."""
+        """Remove the outputs and downloads of the stage."""
         for output in (*self.stage.outputs, "resources/raw"):
             path = self.folder / output
             for found in (path, path.with_name(path.name + ".partial")):
@@ -90,18 +90,18 @@ class Bench:
             (self.folder / output).parent.mkdir(parents=True, exist_ok=True)
 
     def start(self, said: Path | None = None, **how: Any) -> Child:
-        """Start the stage; what it says goes into a file, by default the one for `words`."""
+        """Start the stage, with its output in a file: by default the one behind `words`."""
         log = said or self.said
         log.unlink(missing_ok=True)
         return run(self._server, self.stage, self.folder, log, **how)
 
     def finish(self) -> None:
-        """Run the stage to its end, which has to be that of the reference."""
+        """Run the stage to its end and compare it with the reference."""
         assert self.start().wait() == 0, self.said.read_text()
         self.check()
 
     def check(self) -> None:
-        """Nothing is there but what the reference has, and that is the same."""
+        """Assert that the folder equals the reference and has no leftover files."""
         assert not [*orphans(self.folder)]
         found, wanted = content(self.folder), content(self.reference.folder)
         for path in sorted(found.keys() | wanted.keys()):
@@ -110,24 +110,24 @@ class Bench:
 
     @property
     def seconds(self) -> float:
-        """How long the stage took undisturbed."""
+        """Duration of the stage in the reference run."""
         return self.reference.seconds[self.stage.name]
 
     @property
     def steps(self) -> int:
-        """Changes that it made on disk."""
+        """Number of changes on disk in the reference run."""
         return self.reference.steps[self.stage.name]
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of every file that the stage makes."""
+        """Size in bytes of every output file."""
         made = (self.reference.folder / output for output in self.stage.outputs)
         files = (path for each in made for path in ([each] if each.is_file() else each.rglob("*")))
         return [path.stat().st_size for path in files if path.is_file()]
 
     @property
     def words(self) -> str:
-        """What the stage said since it was last started."""
+        """Output of the stage since its last start."""
         return self.said.read_text() if self.said.exists() else ""
 
 
@@ -138,7 +138,7 @@ def run(server: Preloaded, stage: Stage, folder: Path, log: Path, **how: Any) ->
 
 
 def make(server: Preloaded, study: Path, folder: Path, more: Sequence[Stage]) -> Reference:
-    """Run all that the workflow would, and some stages more, undisturbed."""
+    """Run every job of the workflow, and some stages more, without faults."""
     stages, seconds, steps = {}, {}, {}
     log = folder.with_name("said")
     for job in (*planned(study, folder), *more):
@@ -157,7 +157,7 @@ def make(server: Preloaded, study: Path, folder: Path, more: Sequence[Stage]) ->
 
 
 def planned(study: Path, folder: Path) -> list[Stage | str]:
-    """What the workflow would run, in order: stages, and what it leaves to the shell."""
+    """The jobs of the workflow in order: stages, and plain shell commands."""
     flags = ("--dry-run", "--printshellcmds", "--", "all", *EXTRA)
     done = workflow.snakemake(folder, study, *flags)
     assert done.returncode == 0, done.stdout
@@ -172,23 +172,23 @@ def planned(study: Path, folder: Path) -> list[Stage | str]:
             jobs.append(shell[1])
             continue
         module, *arguments = words[words.index("-m") + 1 : words.index("2>&1")]
-        # Files of this checkout, which are named from the folder of the run.
+        # Files of this checkout are given relative to the working directory.
         arguments = [str((folder / a).resolve()) if a.startswith("../") else a for a in arguments]
         outputs = tuple(sorted(workflow.named("output", text)))
         jobs.append(Stage(rule[1], module, tuple(arguments), outputs))
     return jobs
 
 
-# --- what is the same -----------------------------------------------------------------------------
+# What is the same.
 
 
 def orphans(folder: Path) -> Iterator[Path]:
-    """Files and folders that only a job that runs may have."""
+    """Files and folders that only a running job may have."""
     return (path for path in folder.rglob("*") if ORPHAN.search(path.name))
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Path -> content of all files under names of their own, without what a clock said."""
+    """Path -> content of every finished file, without times and durations."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {

@@ -1,4 +1,4 @@
-"""What is broken or does not belong is told by name, and never used."""
+"""Broken or mismatched inputs are refused with an error that names the file."""
 
 import io
 import json
@@ -40,21 +40,21 @@ from tests.test_embed import SETTINGS as EMBED
 
 @pytest.fixture(scope="module", params=["float16", "fp8", "int8"])
 def whole(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 100 rows in each way of storing them."""
+    """A store of 100 rows, in each storage format."""
     vectors = np.random.default_rng(0).standard_normal((100, len(FACETS), 8))
     folder = tmp_path_factory.mktemp("store")
     return write(folder / "0.zarr", vectors, storage=request.param)
 
 
 def content(path: Path) -> tuple:
-    """All that a stage sees of a store."""
+    """Everything that a stage reads from a store."""
     embeddings = store.Embeddings.open([path], "scenes")
     rows = embeddings.rows(np.arange(len(embeddings.keys)))
     return embeddings.attributes, embeddings.keys, rows.tobytes()
 
 
 def outcome(path: Path) -> tuple[tuple | None, str]:
-    """What a stage sees of a store, or what is said against it."""
+    """What a stage reads from a store, or the error message."""
     try:
         return content(path), ""
     except ValueError as error:
@@ -72,7 +72,7 @@ def test_no_bit_of_a_store_can_change_unseen(whole):
         for place in {0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(4))}:
             with replaced(file, flipped(data, place)):
                 found, said = outcome(whole)
-            # What says nothing of the rows, such as the spaces of JSON, may change.
+            # Bytes without meaning, such as spaces in JSON, may change.
             assert found == expected or str(whole) in said, (file, place)
             refused += bool(said)
     assert refused > 25
@@ -115,7 +115,7 @@ def test_a_store_of_before_there_were_checksums_is_refused(tmp_path, monkeypatch
         store.by_kind([path])
 
 
-# --- weights ------------------------------------------------------------------------------------
+# Weights.
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_broken_llm_is_named(llm, name):
             assert str(llm / name) in str(caught.value), data
 
 
-# --- data sets ----------------------------------------------------------------------------------
+# Data sets.
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_torn_result_is_named(tmp_path, name):
         results.read([metrics], [hits], {}, Bootstrap())
 
 
-# --- images -------------------------------------------------------------------------------------
+# Images.
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -213,7 +213,7 @@ RED = Image.new("RGB", (40, 24), "red")
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 STEPS = (np.arange(40 * 24).reshape(24, 40) * 64).astype(np.uint16)  # from black to nearly white
-# What a web crawl brings, each with the mean of its channels where that is known.
+# Images as web crawls have them, with the mean of each channel where it is known.
 ODD = {
     "one colour": (encoded(RED, "PNG"), (255, 0, 0)),
     "CMYK": (encoded(RED.convert("CMYK"), "JPEG", quality=100), (255, 0, 0)),
@@ -296,7 +296,7 @@ def test_an_image_that_breaks_later_is_named_among_thousands(tmp_path):
     writer.close()
     offset, size = pl.read_parquet(tmp_path / "index.parquet").select("offset", "size").row(1234)
     shard = tmp_path / "shard-00001.tar"
-    # Within the picture, where a JPEG would be read to other colours without a word.
+    # Inside the image data, where a JPEG would decode to other colours without an error.
     shard.write_bytes(flipped(shard.read_bytes(), offset + size - 20))
     reader = ImageReader(tmp_path)
     with pytest.raises(ImageError, match=rf"'k1234' in {shard} at byte {offset}: .*CRC32C"):
@@ -304,7 +304,7 @@ def test_an_image_that_breaks_later_is_named_among_thousands(tmp_path):
     reader.load([*range(1200, 1234), *range(1235, 1300)], 8)
 
 
-# --- captions -----------------------------------------------------------------------------------
+# Captions.
 
 LATIN = "Un café".encode("latin-1")
 
@@ -329,7 +329,7 @@ def test_published_captions_of_another_encoding_are_named(tmp_path, ends):
         list(read_objects(file))
 
 
-# --- embeddings of another LLM or prompt --------------------------------------------------------
+# Embeddings of another LLM or prompt.
 
 SPACE = {
     "llm": "small",
@@ -382,7 +382,7 @@ def test_what_a_run_did_not_use_of_its_stores_may_change(trained, tmp_path):
     provenance.check(
         trained, embedded(tmp_path / "a", "raw", **SPACE, facets=facets), FACETS, "raw"
     )
-    # Of a kind that was neither trained on nor centred on, no prompt is prescribed.
+    # A kind that was used neither for training nor for centring may have any prompt.
     free = embedded(tmp_path / "b", "short", **SPACE, prefix=["x", "y"])
     provenance.check(trained, free, FACETS[:1], None)
 
@@ -396,7 +396,7 @@ def test_kinds_of_two_llms_are_not_trained_on_together(tmp_path):
         provenance.describe(stores, {"raw": FACETS, "long": FACETS})
 
 
-# --- numbers and labels at their ends -----------------------------------------------------------
+# Numbers and labels at their ends.
 
 
 def test_a_class_without_images_is_a_wrong_answer_and_no_error():

@@ -1,4 +1,4 @@
-"""A disk that is full, or may not be written on, is told in one line, and costs nothing else."""
+"""A full or read-only disk ends a stage with a one-line error and loses no finished work."""
 
 import os
 import re
@@ -37,7 +37,7 @@ LIMITED = re.compile(f"File too large.*{NAMED}")
 
 @pytest.mark.parametrize("bench", STAGES, indirect=True, ids=lambda name: name)
 def test_no_room_is_one_line_and_no_loss(bench, draws, tally, kills):
-    """A disk of its own under the outputs, which something else fills; and, as a quota, a limit."""
+    """On a small disk that another program fills, and with a limited file size, as with a quota."""
     largest, pages = max(bench.sizes), sum(-(-size // PAGE) for size in bench.sizes)
     with small_disk(bench) as disk:
         for _ in range(kills // 4 or 1):
@@ -46,7 +46,7 @@ def test_no_room_is_one_line_and_no_loss(bench, draws, tally, kills):
                 told = stopped(bench, tally)
                 assert told is None or FULL.search(told), told
                 (disk / "filler").unlink()
-            if largest > PAGE:  # what the stage says goes into a file, too
+            if largest > PAGE:  # the limit holds for the log, too
                 told = stopped(bench, tally, file_limit=draws.randint(PAGE, largest - 1))
                 assert told is None or LIMITED.search(told), told
         bench.finish()
@@ -63,13 +63,13 @@ def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_was(bench):
     bench.finish()
 
 
-# --- what a stage left and said -------------------------------------------------------------------
+# What a stage left and said.
 
 
 def stopped(bench: Bench, tally, **how: Any) -> str | None:
-    """Run a stage that cannot end well: the line that it ends with, or nothing if it was done.
+    """Run a stage that is short of space: its error, or None if it finished nevertheless.
 
-    What is there under its own name is whole, whatever the stage came to.
+    Every output that exists under its final name must be complete.
     """
     code = bench.start(**how).wait()
     assert code in (0, 1), bench.words
@@ -85,7 +85,7 @@ def stopped(bench: Bench, tally, **how: Any) -> str | None:
 
 
 def one_line(bench: Bench) -> str:
-    """The line by which the stage ended."""
+    """The error line that the stage ended with."""
     assert "Traceback" not in bench.words, bench.words
     errors = re.findall(r"^\w+: error: .*$", bench.words, re.M)
     assert len(errors) == 1, bench.words
@@ -93,12 +93,12 @@ def one_line(bench: Bench) -> str:
     return errors[0]
 
 
-# --- disks ----------------------------------------------------------------------------------------
+# Disks.
 
 
 @contextmanager
 def small_disk(bench: Bench) -> Iterator[Path | None]:
-    """A disk under the folder that the stage writes in; None where mounting is not allowed."""
+    """A small disk mounted at the output folder; None where mounting is not allowed."""
     place = bench.folder / Path(bench.stage.outputs[0]).parts[0]
     inputs = place.with_name("inputs")
     place.rename(inputs)
@@ -114,7 +114,7 @@ def small_disk(bench: Bench) -> Iterator[Path | None]:
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Write a file that leaves so many bytes."""
+    """Fill a disk except for the given number of bytes."""
     free = os.statvfs(disk).f_bavail * PAGE
     with (disk / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free - leave)
@@ -122,7 +122,7 @@ def fill(disk: Path, leave: int) -> None:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A folder in which nobody may write; of root, permissions ask nothing, so it is mounted."""
+    """Make a folder read-only: by a mount for root, for whom permissions do not hold."""
     if os.geteuid() == 0:
         if not mount("--bind", str(folder), str(folder)):
             pytest.skip("mounting is not allowed here, and root may write anywhere else")

@@ -1,4 +1,4 @@
-"""Whenever a stage is killed, the same command ends in the same bytes and leaves nothing else.
+"""A stage that is killed at any moment ends, when it is run again, with the same bytes.
 
 A stage is killed, or told to end by SIGTERM as at a scheduler's time limit, at moments that follow
 one another on what the last left. A moment is one of two: so many seconds after the start, or
@@ -73,14 +73,14 @@ def test_a_stage_that_is_stopped_over_and_over_ends_in_the_same_bytes(bench, dra
 
 
 def ways(draws: Random, kills: int) -> list[str]:
-    """In what ways to stop a stage, one after the other."""
+    """The ways in which to stop a stage, in order."""
     if not kills:
         return draws.sample([draws.choice(["by clock", "by step"]), "SIGTERM"], 2)
     return draws.choices(["by clock", "by step", "SIGTERM"], [2, 2, 1], k=kills)
 
 
 def stopped(bench: Bench, way: str, draws: Random) -> int:
-    """Start a stage and stop it, if it is not done before; its exit status."""
+    """Start a stage and stop it unless it finishes first; returns its exit status."""
     if way == "by step":
         return bench.start(step=draws.randint(1, bench.steps)).wait()
     child = bench.start()
@@ -93,7 +93,7 @@ def stopped(bench: Bench, way: str, draws: Random) -> int:
 
 
 def account(bench: Bench, tally, what: str | None = None) -> None:
-    """Count how a run ended, and whether it went on with what an earlier one had left.
+    """Count how a run ended, and whether it resumed an earlier one.
 
     A run that was done too early to be killed is held against the reference, and taken away.
     """
@@ -106,7 +106,7 @@ def account(bench: Bench, tally, what: str | None = None) -> None:
         bench.clear()
 
 
-# --- two at once ----------------------------------------------------------------------------------
+# Two at once.
 
 
 @every(*LEASED)
@@ -141,7 +141,7 @@ def test_a_second_snakemake_is_told_that_the_folder_is_locked(study, tmp_path):
 
 
 def state(pid: int) -> str:
-    """Letter that Linux has for how a process is."""
+    """State of a process as one letter, from /proc."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
@@ -152,13 +152,13 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-# --- the workflow as a whole ----------------------------------------------------------------------
+# The workflow as a whole.
 
 
 def test_a_study_that_is_killed_over_and_over_ends_in_the_same_bytes(
     study, draws, tally, kills, tmp_path
 ):
-    """`kill -9` of Snakemake and all its jobs, as in power cuts."""
+    """`kill -9` of Snakemake and all its jobs, as in a power cut."""
     if not kills:
         pytest.skip("only with --kills: test_workflow.py kills one such run")
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
@@ -181,7 +181,7 @@ def test_a_study_that_is_killed_over_and_over_ends_in_the_same_bytes(
 
 
 def workflow(folder: Path, study: Path, *targets: str) -> subprocess.Popen[bytes]:
-    """Start a run of the workflow, with all that comes of it in a session of its own."""
+    """Start a run of the workflow, with all its processes in one new session."""
     folder.mkdir(exist_ok=True)
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen(

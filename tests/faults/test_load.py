@@ -1,4 +1,4 @@
-"""What grows with the data stays flat in memory, and a plan of the paper's size is soon made."""
+"""Memory does not grow with the data, and the paper study is planned within seconds."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from tests.workflow import snakemake
 ROOT = Path(__file__).parents[2]
 ROWS, DIM = 1_000_000, 128
 VECTORS = 2 * ROWS * DIM / 1e6  # MB, 256
-# Margins: what was measured is about a tenth of GROWTH, and two thirds of A_ROW.
+# Limits: about ten times what was measured for GROWTH, and one and a half times for A_ROW.
 GROWTH = (
     VECTORS / 4
 )  # MB over what is held once a store is open; all vectors would be four times it
 A_ROW = 600  # bytes that an open store, joined to its images, may hold of each row: mostly its key
 
-# Programs of their own, since the peak of a process never falls by itself.
+# Run in processes of their own, because the peak memory of a process never falls.
 PREAMBLE = f"""
 import json, sys
 from pathlib import Path
@@ -75,7 +75,7 @@ print(json.dumps(told | {"used": pairs.used}))
 
 
 def memory(program: str, folder: Path) -> dict[str, Any]:
-    """MB of memory, at the highest in every stretch of a program and at its end."""
+    """Peak and current memory in MB after every section of a program."""
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + program, folder],
         env={"PYTHONPATH": "src", "PATH": "", "OMP_NUM_THREADS": "1"},
@@ -112,7 +112,7 @@ def test_a_million_rows_are_joined_and_drawn_from_in_flat_memory(written, folder
 
 
 def test_a_plan_of_the_papers_size_takes_seconds(tmp_path, record_property):
-    """In time of the processor, as a machine may have other things to do."""
+    """Measured in CPU time, because the machine may be busy."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     flags = ("--quiet", "rules", "--dry-run")
     done = snakemake(tmp_path, ROOT / "config/paper.yaml", *flags, fresh=True)

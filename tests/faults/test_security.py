@@ -1,4 +1,4 @@
-"""Tokens stay where they are, captions and names are never code, and weights run none."""
+"""Tokens do not leak; captions, names and weights are never run as code."""
 
 import ast
 import io
@@ -31,9 +31,9 @@ SECRET = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
 OTHER = "sk-zyxwvutsrqponmlkjihgfedcba9876543210"
 
 
-# --- code that is not ours ----------------------------------------------------------------------
+# Code that is not ours.
 
-# What runs code that is in its argument, or could.
+# Functions that run code given in their argument, or may do so.
 RUNS_CODE = {
     "eval",
     "exec",
@@ -60,7 +60,7 @@ RUNS_CODE = {
 
 
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
-    """Every call of a module, by the dotted name of what is called."""
+    """Every call in a module, with the dotted name of the function."""
     tree = ast.parse(path.read_text())
     return [(ast.unparse(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
 
@@ -78,7 +78,7 @@ def test_no_module_runs_what_it_reads(path):
         assert name not in RUNS_CODE, ast.unparse(call)
         assert keyword(call, "shell") is None, ast.unparse(call)
         trusted = keyword(call, "trust_remote_code")
-        # The one place hands on what the study says, after it was refused without a commit.
+        # The one exception passes on the setting of the study, which requires a pinned commit.
         assert trusted is None or path.name == "vlm.py", ast.unparse(call)
 
 
@@ -104,7 +104,7 @@ def test_code_behind_a_name_that_can_be_moved_is_refused(revision):
 
 
 class Bomb:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,7 +132,7 @@ def test_a_pickle_in_place_of_weights_is_not_unpickled(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# --- names in a study ---------------------------------------------------------------------------
+# Names in a study.
 
 NASTY = "x'; touch ran #"
 
@@ -148,7 +148,7 @@ def test_a_package_is_a_name_and_a_version_and_no_option_of_pip(packages):
 
 
 def test_every_name_in_a_command_is_quoted_or_checked():
-    """What a rule puts into a shell is a path of the workflow, a number, or quoted.
+    """A rule puts only workflow paths, numbers and quoted values into a shell command.
 
     The paths hold names of the study, which the check of the study keeps to harmless letters.
     """
@@ -163,7 +163,7 @@ def test_every_name_in_a_command_is_quoted_or_checked():
 
 
 def written(to: Path, *changes: tuple[str, object], study: Path = ROOT / "tests/config/tiny.yaml"):
-    """A study with other values, each under its dotted path."""
+    """A study with changed values, each given by its dotted path."""
     values = yaml.safe_load(study.read_text())
     for path, value in changes:
         *parents, key = path.split(".")
@@ -220,18 +220,18 @@ def test_a_url_with_a_secret_in_it_is_refused(url):
         TypeAdapter(Captioner).validate_python(values)
 
 
-# --- tokens -------------------------------------------------------------------------------------
+# Tokens.
 
 
 def everything(folder: Path) -> bytes:
-    """All bytes of all files, and their names."""
+    """Contents and names of all files in a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return b"\n".join([str(path).encode() + path.read_bytes() for path in files])
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of two pictures."""
+    """A data set of two images."""
     folder = tmp_path_factory.mktemp("images") / "dots"
     writer = ShardWriter(folder, 10)
     for i in range(2):
@@ -243,7 +243,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(request: Request) -> Reply:
-    """A server that says in its first answers what it was sent, as careless ones do."""
+    """A server whose first replies repeat the request, as careless servers do."""
     said = len(ANSWERED)
     ANSWERED.append(request)
     if request.token != OTHER or said == 1:
@@ -272,7 +272,7 @@ for name, *arguments in json.loads(sys.argv[1]):
 
 
 def test_tokens_are_sent_and_never_said_or_written(images, tmp_path):
-    """One job of every stage that has a token, some of which fail, beside servers that tell all."""
+    """One job of every stage that uses a token, some failing, with servers that repeat requests."""
     from flame.embedding import checkpoints
 
     checkpoints.random("llama", tmp_path / "made", layers=1, width=16, heads=2)
@@ -329,14 +329,14 @@ def test_tokens_are_sent_and_never_said_or_written(images, tmp_path):
         assert secret.encode() not in everything(out)
 
 
-# --- the report -----------------------------------------------------------------------------------
+# The report.
 
 ALERT = "<img src=x onerror=alert(1)>"
 SCRIPT = "<script>alert(2)</script>"
 
 
 def test_a_report_shows_what_tables_and_study_hold_and_does_not_run_it(tmp_path):
-    """No text of them becomes an element of the page that Snakemake writes."""
+    """None of their text becomes an element of the HTML page that Snakemake writes."""
     reported = {"file": "config/reported/appendix_b.csv"}
     table = {"title": f"B {ALERT}", "of": "prompts", "reported": reported}
     tiny = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text())
@@ -362,7 +362,7 @@ def test_a_report_shows_what_tables_and_study_hold_and_does_not_run_it(tmp_path)
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and what its scripts are."""
+    """Collects the elements and scripts of a page."""
 
     def __init__(self) -> None:
         super().__init__()

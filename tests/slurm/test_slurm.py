@@ -37,7 +37,7 @@ RUN = "results/train/flame-1"
 
 
 class Job(NamedTuple):
-    """A submission, as squeue tells of it."""
+    """A job as squeue lists it."""
 
     id: str
     state: str
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 
 class Cluster:
-    """A SLURM of this machine, and how to talk to it."""
+    """A SLURM cluster on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,20 +71,20 @@ class Cluster:
         return subprocess.check_output(command, env=self.environment, text=True)
 
     def requeue(self, job: str) -> None:
-        """Take a job's place away, as for one of higher priority, and give it another at once."""
+        """Preempt a job, as one of higher priority would, and requeue it at once."""
         self.ask("scontrol", "requeue", job)
         until(lambda: self.ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING")
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 class Run:
-    """A run of Snakemake by the profile for clusters."""
+    """A run of Snakemake with the cluster profile."""
 
     def __init__(self, cluster: Cluster, folder: Path, study: Path, *flags: str) -> None:
         self.cluster, self._log = cluster, folder / "said.txt"
         command = [sys.executable, "-m", "snakemake", "--workflow-profile", "slurm"]
         command += ["--directory", str(folder), "--configfile", str(study)]
-        # There is no accounting here; and jobs take seconds, so they are asked about after seconds.
+        # Without accounting; jobs take seconds, so their state is queried every few seconds.
         command += ["--slurm-status-command", "squeue"]
         command += ["--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5", *flags]
         with self._log.open("w") as log:
@@ -102,7 +102,7 @@ class Run:
         return self._log.read_text()
 
     def jobs(self) -> list[Job]:
-        """What it submitted, in the order of submission."""
+        """Submitted jobs, in order of submission."""
         form = "%i|%T|%m|%D|%k"
         asked = "squeue", "-h", "-t", "all", "-n", self._name(), "-o", form
         lines = self.cluster.ask(*asked).splitlines()
@@ -110,7 +110,7 @@ class Run:
         return [Job(i, state, memory, int(nodes), what) for i, state, memory, nodes, what in rows]
 
     def end(self) -> int:
-        """Wait for its end: the exit code. What squeue says then is kept beside what it said."""
+        """Wait for its end; the exit code. The final squeue listing is kept with its output."""
         code = self.process.wait(PATIENCE)
         form = "%.5i %.10T %.19V %.19S %.19e %.7m %.11l %.5D %k"
         listing = self.cluster.ask("squeue", "-t", "all", "-S", "i", "-n", self._name(), "-o", form)
@@ -133,7 +133,7 @@ def running(cluster: Cluster, folder: Path, study: Path, *flags: str) -> Iterato
 
 
 def until(true: Callable[[], object], run: Run | None = None) -> None:
-    """Wait until something is so; a run that would have to make it so must not end before."""
+    """Wait until a condition holds; a given run must not end before."""
     end = time.monotonic() + PATIENCE
     while not true():
         assert run is None or run.process.poll() is None, run.said
@@ -142,7 +142,7 @@ def until(true: Callable[[], object], run: Run | None = None) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of several ports in a row that nobody uses."""
+    """The first of several consecutive free ports."""
     while True:
         first = Random().randrange(20000, 30000)
         try:
@@ -155,7 +155,7 @@ def free_ports(count: int) -> int:
 
 
 def held(partial: Path) -> tuple[str, int]:
-    """SLURM job and process that write an output, where it stands still from now on."""
+    """SLURM job and process that write an output, stopped from now on."""
     pid = SoftFileLease(partial / "lease.lock").pid
     os.kill(pid, signal.SIGSTOP)
     return json.loads((partial / "lease.json").read_text())["job"], pid
@@ -189,7 +189,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Path:
-    """The tiny study, and two tables more."""
+    """The tiny study with two more tables."""
     whole = yaml.safe_load(TINY.with_name("whole.yaml").read_text())
     more = ("appendix", whole["appendix"])
     return changed(tmp_path_factory.mktemp("study") / "tiny.yaml", more)
@@ -197,7 +197,7 @@ def study(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(cluster, study, tmp_path_factory) -> tuple[Path, list[Job]]:
-    """Folder in which the tiny study was run by the cluster, and what was submitted."""
+    """Folder of the tiny study run on the cluster, and the submitted jobs."""
     folder = tmp_path_factory.mktemp("finished")
     with running(cluster, folder, study) as run:
         assert run.end() == 0, run.said
@@ -206,7 +206,7 @@ def finished(cluster, study, tmp_path_factory) -> tuple[Path, list[Job]]:
 
 @pytest.fixture(scope="session")
 def larger(tmp_path_factory) -> Path:
-    """A study of one run, whose captions fill three shards, and whose training takes 68 steps."""
+    """A study of one run with three caption shards and 68 training steps."""
     tiny = yaml.safe_load(TINY.read_text())
     return changed(
         tmp_path_factory.mktemp("larger") / "larger.yaml",
@@ -220,7 +220,7 @@ def larger(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(larger, tmp_path_factory) -> Path:
-    """Folder with a training of the larger study, made on this machine without a cluster."""
+    """Folder with a training of the larger study, without a cluster."""
     folder = tmp_path_factory.mktemp("undisturbed")
     done = snakemake_here(folder, larger, "--cores", "2", "--", RUN)
     assert done.returncode == 0, done.stdout
@@ -228,7 +228,7 @@ def undisturbed(larger, tmp_path_factory) -> Path:
 
 
 def without(folder: Path, to: Path, *paths: str) -> Path:
-    """A copy of a folder that lacks some results."""
+    """A copy of a folder without some results."""
     shutil.copytree(folder, to)
     for path in paths:
         shutil.rmtree(to / path)
@@ -257,7 +257,7 @@ def test_tables_share_a_submission(finished):
 
 @pytest.fixture(scope="session")
 def troubled(cluster, finished, tmp_path_factory) -> tuple[Path, str, list[Job]]:
-    """A run of which one training cannot go well, and both outgrow the memory they first have."""
+    """A run with one training that must fail, while both exceed their first memory limit."""
     folder = tmp_path_factory.mktemp("troubled")
     recipe = yaml.safe_load(TINY.read_text())["recipes"]["tiny"]
     study = changed(
@@ -338,7 +338,7 @@ def test_ctrl_c_cancels_the_jobs_and_what_they_did_stays(cluster, larger, undist
 
 
 def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
-    """By torchrun under srun, in one process for each of the two (pretended) GPUs of a node."""
+    """With torchrun under srun, one process per (pretended) GPU of a node."""
     folder = without(undisturbed, tmp_path / "copy", RUN)
     resources = ["mpi=srun", "nodes=2", "tasks=2", "tasks_per_gpu=0", "gres=gpu:2", "mem_mb=6000"]
     flags = ["--set-resources", *(f"train:{resource}" for resource in resources)]
@@ -347,7 +347,7 @@ def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
         assert [(job.state, job.nodes) for job in run.jobs()] == [("COMPLETED", 2)]
     losses, alone = ([line["loss"] for line in steps(at / RUN)] for at in (folder, undisturbed))
     assert len(losses) == len(alone) == 68
-    # BatchNorm and Adam make much of rounding; tests/test_processes.py compares to 1e-5.
+    # BatchNorm and Adam amplify rounding; tests/training/test_processes.py compares to 1e-5.
     assert losses == pytest.approx(alone, rel=0.03)
 
 
