@@ -59,7 +59,7 @@ def _explain(error: Mapping[str, Any]) -> list[str]:
         tags = error["ctx"]["expected_tags"].replace("'", "").split(", ")
         return [f"{path}: unknown kind of block {known(error['ctx']['tag'], tags)}"]
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("value_error", "unknown_kind", "missing_kind"):
+    if error["type"] == "value_error":
         return [f"{path}: {line}" if path else line for line in message.splitlines()]
     given = "" if error["type"] == "missing" else f", not {error['input']!r}"
     return [f"{path}: {message[0].lower()}{message[1:]}{given}"]
