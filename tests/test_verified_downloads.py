@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from flame import download
 from flame.captioning import published
-from flame.data import hub
+from flame.data import hub_client
 from flame.data.datasets import _published
 from flame.embedding import checkpoints
 from flame.evaluation import encoder
@@ -129,7 +129,7 @@ def export(folder: Path, monkeypatch) -> User:
 
 def llm_of_an_export(folder: Path, monkeypatch) -> User:
     checkpoints.random("llama", folder / "hub")
-    monkeypatch.setattr(encoder, "FrozenLLM", lambda folder, **options: folder)
+    monkeypatch.setattr(encoder, "FrozenLLM", lambda folder, *rest, **options: folder)
 
     def run() -> Path:
         model = encoder.Flame.__new__(encoder.Flame)
@@ -220,7 +220,7 @@ def user(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(user, monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "BACKOFF", 0.01)
+    monkeypatch.setattr(hub_client, "BACKOFF", 0.01)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with Loopback() as server:

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
-from flame.data import hub
+from flame.data import hub, hub_client
 from flame.runtime import disk, progress
 from tests.loopback import Fault, Loopback, Reply, cut, slow, status, wrong
 
@@ -38,7 +38,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, server, tmp_path):
-    monkeypatch.setattr(hub, "BACKOFF", 0.01)
+    monkeypatch.setattr(hub_client, "BACKOFF", 0.01)
     hasty = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))
     monkeypatch.setattr(huggingface_hub.utils._http, "time", hasty)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -324,3 +324,84 @@ def test_too_little_disk_is_refused_before_anything_is_fetched(server, tmp_path,
     with pytest.raises(OSError, match="no room"):
         hub.download("owner/set", "main", ["train/*"], tmp_path)
     assert names(tmp_path) == []
+
+
+def test_optional_patterns_may_match_nothing(server, tmp_path):
+    server.hub("owner/set", "main", FILES)
+    hub.download("owner/set", "main", ["test/*"], tmp_path, optional=["README*", "LICENSE*"])
+    assert names(tmp_path) == ["README.md", "test/0.tar"]
+
+
+def test_forgetting_leaves_only_the_files(server, tmp_path):
+    server.hub("owner/set", "main", FILES)
+    hub.download("owner/set", "main", ["test/*"], tmp_path / "raw")
+    hub.forget(tmp_path / "raw")
+    found = [path for path in (tmp_path / "raw").rglob("*") if path.is_file()]
+    assert found == [tmp_path / "raw/test/0.tar"]
+
+
+# --- a cache ------------------------------------------------------------------------------------
+
+
+def test_a_cached_commit_needs_no_network_once_it_is_complete(server, tmp_path, monkeypatch):
+    server.hub("owner/llm", "a" * 40, {"config.json": b"{}"}, kind="model")
+    folder = hub.cached("owner/llm", "a" * 40, ["*.json"])
+    assert folder.is_relative_to(tmp_path / "home")
+    assert names(folder) == ["config.json"]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub.cached("owner/llm", "a" * 40, ["*.json"]) == folder
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9"):
+        hub.cached("owner/llm", "b" * 40, ["*.json"])
+
+
+def test_a_cached_branch_is_looked_up_again_and_works_without_network(server, monkeypatch, caplog):
+    server.hub("owner/llm", "main", {"config.json": b"{}"}, kind="model")
+    old = hub.cached("owner/llm", None, ["*.json"])
+    server.hub("owner/llm", "b" * 40, {"config.json": b"[]"}, kind="model")
+    server._repos["models", "owner/llm", "main"] = server._repos["models", "owner/llm", "b" * 40]
+    new = hub.cached("owner/llm", None, ["*.json"])
+    assert ((old / "config.json").read_bytes(), (new / "config.json").read_bytes()) == (
+        b"{}",
+        b"[]",
+    )
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub.cached("owner/llm", "main", ["*.json"]) == new
+    assert "using the last known commit of main" in caplog.text
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9"):
+        hub.cached("owner/llm", "other", ["*.json"])
+
+
+@pytest.mark.parametrize("broken", [None, "config.json", "tokenizer.model.bin"])
+def test_what_a_library_cached_is_verified(server, tmp_path, monkeypatch, broken):
+    files = {"config.json": b'{"a": 1}', "tokenizer.model.bin": b"pieces"}
+    commit = server.hub("owner/llm", "main", files, kind="model")
+    if broken:
+        path = server.resolve("owner/llm", commit, broken, kind="model")
+        for at in (path, server.resolve("owner/llm", "main", broken, kind="model")):
+            server.fault(at, wrong(b"?" * len(files[broken]), times=1))
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(cache))
+    for name in files:
+        huggingface_hub.hf_hub_download(
+            "owner/llm", name, cache_dir=cache, endpoint=server.url, revision="main"
+        )
+    hub.verify_cache("owner/other")
+    if not broken:
+        hub.verify_cache("owner/llm")
+        return
+    with pytest.raises(ValueError, match=rf"{broken} of 'owner/llm' has checksum .* was deleted"):
+        hub.verify_cache("owner/llm")
+    assert [path.read_bytes() for path in cache.rglob("blobs/*")] == [
+        data for name, data in files.items() if name != broken
+    ]
+    hub.verify_cache("owner/llm")
+
+
+def test_a_refused_upload_is_one_line(server, tmp_path, monkeypatch):
+    (tmp_path / "export.json").write_text("{}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.fault("/api/repos/create", status(403))
+    with pytest.raises(ValueError, match=r"cannot upload 'owner/flame'") as error:
+        hub.upload(tmp_path, "owner/flame", private=True, message="Trained")
+    assert "\n" not in str(error.value)
+    assert TOKEN not in str(error.value)

@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 
 from flame import download
-from flame.data import datasets, hub
+from flame.data import datasets, hub, hub_client
 from flame.data.datasets import Sample, Skipped, _links, cc3m, yfcc15m
 from flame.data.datasets._links import LinkOptions, Round
 from tests.loopback import Loopback, Reply, cut, html, status, wrong
@@ -81,7 +81,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, server, tmp_path):
-    monkeypatch.setattr(hub, "BACKOFF", 0.01)
+    monkeypatch.setattr(hub_client, "BACKOFF", 0.01)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_TOKEN", raising=False)

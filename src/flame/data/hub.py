@@ -16,51 +16,35 @@ import os
 import re
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token
 from tqdm import tqdm
 
 from flame.data.archives import refuse_outside
+from flame.data.hub_client import UnreachableError, endpoint, explained, with_retries
 from flame.runtime import progress
 from flame.runtime.checksums import sha256
-from flame.runtime.disk import NoRoomError, check_room, room
-from flame.runtime.errors import known, root_cause
-from flame.runtime.lease import BusyError, alone
+from flame.runtime.disk import check_room, room
+from flame.runtime.errors import known
+from flame.runtime.lease import alone
 from flame.runtime.resumable import write_atomic
 
 log = logging.getLogger(__name__)
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # otherwise one line per request
 
-T = TypeVar("T")
 Kind = Literal["dataset", "model"]
 
 SOURCE = ".flame-source.json"  # in a folder: repository, commit and listed checksums of its files
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BLOCK = 1 << 20  # bytes read at a time
 MB = 10**6
-RETRIES = 6  # of one request that the hub cannot answer now
-BACKOFF = 1.0  # seconds before the first retry, doubled before each later one
-LONGEST_WAIT = 600  # seconds, whatever the hub's Retry-After says
 WORKERS = 8  # files fetched at a time
-BUSY = (429, 500, 502, 503, 504)
 
 
 @dataclass
@@ -113,7 +97,7 @@ def download(
             have the listed checksum, or the hub cannot be reached.
         NoRoomError: the disk is full.
     """
-    with alone(folder), _explained(repo, revision, kind, folder):
+    with alone(folder), explained(repo, revision, kind, folder):
         snapshot = _snapshot(repo, revision, folder, kind)
         names = _matching(files, optional, snapshot)
         unsure = [name for name in names if not _is_verified(folder, name, snapshot)]
@@ -163,9 +147,9 @@ def _resolved(repo: str, revision: str, kind: Kind, root: Path) -> str:
     """Commit of a branch or tag: the hub's, or the last known one if the hub is unreachable."""
     last = root / "refs" / hashlib.sha256(revision.encode()).hexdigest()[:16]
     try:
-        with _explained(repo, revision, kind, root):
-            api = HfApi(endpoint=_endpoint())
-            info = _with_retries(lambda: api.repo_info(repo, repo_type=kind, revision=revision))
+        with explained(repo, revision, kind, root):
+            api = HfApi(endpoint=endpoint())
+            info = with_retries(lambda: api.repo_info(repo, repo_type=kind, revision=revision))
     except UnreachableError as error:
         if not last.exists():
             raise
@@ -179,7 +163,7 @@ def _resolved(repo: str, revision: str, kind: Kind, root: Path) -> str:
 
 def list_files(repo: str, revision: str, folder: Path, *, kind: Kind = "dataset") -> list[str]:
     """Names of all files of a repository at a revision, sorted; none of them is fetched."""
-    with alone(folder), _explained(repo, revision, kind, folder):
+    with alone(folder), explained(repo, revision, kind, folder):
         return sorted(_snapshot(repo, revision, folder, kind).tree)
 
 
@@ -210,7 +194,7 @@ def verify_cache(repo: str) -> None:
     """
     cache = Path(constants.HF_HUB_CACHE)
     for folder in cache.glob(f"models--{repo.replace('/', '--')}/snapshots/*"):
-        with _explained(repo, folder.name, "model", folder):
+        with explained(repo, folder.name, "model", folder):
             tree = _tree(repo, folder.name, "model")
         for name, listed in tree.items():
             path = folder / name
@@ -234,8 +218,8 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> None:
     Raises:
         ValueError: the hub refuses or cannot be reached.
     """
-    with _explained(repo, "main", "model", folder, "upload"):
-        api = HfApi(endpoint=_endpoint())
+    with explained(repo, "main", "model", folder, "upload"):
+        api = HfApi(endpoint=endpoint())
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
 
@@ -250,8 +234,8 @@ def _snapshot(repo: str, revision: str, folder: Path, kind: Kind) -> _Snapshot:
             f"{folder} holds {old.kind} {old.repo!r} at {old.revision!r}, not {repo!r} at "
             f"{revision!r}: delete it first"
         )
-    api = HfApi(endpoint=_endpoint())
-    sha = _with_retries(lambda: api.repo_info(repo, repo_type=kind, revision=revision).sha)
+    api = HfApi(endpoint=endpoint())
+    sha = with_retries(lambda: api.repo_info(repo, repo_type=kind, revision=revision).sha)
     assert sha is not None
     snapshot = _Snapshot(repo, kind, revision, sha, _tree(repo, sha, kind), [])
     snapshot.save(folder)
@@ -260,8 +244,8 @@ def _snapshot(repo: str, revision: str, folder: Path, kind: Kind) -> _Snapshot:
 
 def _tree(repo: str, commit: str, kind: Kind) -> dict[str, dict[str, Any]]:
     """Size and checksum of every file of a commit, by name."""
-    api = HfApi(endpoint=_endpoint())
-    entries = _with_retries(
+    api = HfApi(endpoint=endpoint())
+    entries = with_retries(
         lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind))
     )
     tree = {}
@@ -316,14 +300,14 @@ def _download(names: Sequence[str], snapshot: _Snapshot, folder: Path) -> None:
 
 
 def _download_one(name: str, snapshot: _Snapshot, folder: Path, options: dict[str, Any]) -> str:
-    _with_retries(
+    with_retries(
         lambda: hf_hub_download(
             snapshot.repo,
             name,
             repo_type=snapshot.kind,
             revision=snapshot.commit,
             local_dir=folder,
-            endpoint=_endpoint(),
+            endpoint=endpoint(),
             **options,
         )
     )
@@ -398,72 +382,3 @@ def _git_blob(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
-
-
-def _with_retries(call: Callable[[], T]) -> T:
-    """Result of a request, retried while the hub is busy."""
-    for attempt in range(RETRIES):
-        try:
-            return call()
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            # The second one wraps the first where the headers of a file could not be read.
-            response = getattr(error, "response", None) or getattr(
-                error.__cause__, "response", None
-            )
-            if response is None or response.status_code not in BUSY:
-                raise
-            asked = response.headers.get("Retry-After", "")
-            wait = float(asked) if asked.isdigit() else BACKOFF * 2**attempt
-            log.warning("the hub answers %s: retrying", response.status_code)
-            time.sleep(min(wait, LONGEST_WAIT))
-    return call()
-
-
-class UnreachableError(ValueError):
-    """The hub cannot be reached, or cannot answer now."""
-
-
-@contextmanager
-def _explained(
-    repo: str, revision: str, kind: str, folder: Path, verb: str = "fetch"
-) -> Iterator[None]:
-    """Errors of huggingface_hub as one line that says what to do and holds no token."""
-    token = "HF_TOKEN is set, but may not see it" if get_token() else "HF_TOKEN is not set"
-    where = _endpoint() or "the Hugging Face hub"
-    hint = f"; finished files are kept in {folder}, run again" if verb == "fetch" else ""
-    try:
-        yield
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{repo!r} is gated: request access on its hub page,"
-            " then set HF_TOKEN to a token of that account"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(f"{where} has no {kind} {repo!r}, or it is private ({token})") from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{repo!r} has no revision {revision!r}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} does not answer like a hub: check HF_ENDPOINT") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise UnreachableError(
-            f"cannot {verb} {repo!r} from {where}: {root_cause(error)}{hint}"
-        ) from error
-    except (NoRoomError, BusyError):
-        raise
-    except OSError as error:
-        raise UnreachableError(
-            f"cannot {verb} {repo!r} from {where}: {root_cause(error)}{hint}"
-        ) from error
-    except ValueError:
-        raise
-    except Exception as error:
-        # The client raises errors of several families when the network is down.
-        if type(error).__module__.split(".")[0] not in ("httpx2", "httpcore2", "huggingface_hub"):
-            raise
-        raise UnreachableError(
-            f"cannot reach {where} for {repo!r}: {root_cause(error)}{hint}"
-        ) from error
