@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from flame import download
 from flame.data import datasets
 from flame.data.datasets import scenes
+from flame.data.datasets.__main__ import document
 from flame.evaluation.tasks import Asked, Images, Texts
 from flame.figure import figure
 from flame.report import figures
@@ -210,3 +211,7 @@ def test_every_program_and_package_is_in_the_tree():
     assert set(re.findall(r"\b\w+\.py\b|^  \w+/", tree, re.M)) == programs | {
         f"  {name}" for name in packages
     }
+
+
+def test_the_cards_of_the_data_sets_are_written_down():
+    assert (ROOT / "docs/datasets.md").read_text() == document()
