@@ -1,4 +1,4 @@
-"""The embed stage writes every caption's facets, and an interruption leaves no trace in them."""
+"""The embed stage writes all facets of every caption, and interruptions change no byte."""
 
 import multiprocessing
 import os
@@ -73,14 +73,14 @@ def run(inputs: Path, out: Path, **changes: object) -> None:
 
 
 def job(*arguments: str) -> None:
-    """The stage as its command line runs it, in a process of its own."""
+    """The command line of the stage in a separate process."""
     sys.argv = ["embed", *arguments]
     command.main(stage.embed)
 
 
 def start(inputs: Path, out: Path) -> multiprocessing.Process:
     flags = f"--llm {inputs / 'llm'} --out {out} --datasets {inputs / 'scenes'} {inputs / 'few'}"
-    # A fork server imports torch once for all jobs, and, unlike a fork of this process, safely.
+    # A fork server imports torch once for all jobs; forking this process would not be safe.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flame.embed"])
     arguments = [*flags.split(), "--threads", "1", "--settings", SETTINGS.model_dump_json()]

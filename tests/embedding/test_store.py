@@ -1,4 +1,4 @@
-"""The store gives back the rows that were written, and refuses to mix what does not belong."""
+"""The store returns the rows that were written, and refuses parts that do not match."""
 
 import json
 import shutil
@@ -145,7 +145,7 @@ def test_unknown_format_is_refused(tmp_path, vectors):
 
 
 def vectors_of_an_llm(rows: int = 600, dim: int = 64) -> np.ndarray:
-    """Of very different lengths, and, as in hidden states, with a few dimensions far larger."""
+    """Vectors of very different norms; as in hidden states, a few dimensions are far larger."""
     rng = np.random.default_rng(1)
     found = rng.standard_normal((rows, len(FACETS), dim)) * np.exp(rng.normal(0, 1, (rows, 1, 1)))
     return found * np.where(np.arange(dim) % 16 == 3, 50, 1)

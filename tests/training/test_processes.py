@@ -1,4 +1,4 @@
-"""Several processes train what one process trains, stop together, and end together."""
+"""Training in several processes: same losses as in one, one stop for all, errors end all."""
 
 import io
 import json
@@ -32,11 +32,11 @@ from flame.training.processes import Place, sync_batch_norm
 from tests import forks
 
 FACETS = {"scene": " a", "object": " b"}
-# Of 33 images two have no long caption; 31 make five batches of 6 and leave one over.
+# Two of 33 images have no long caption; the other 31 make five batches of 6, with one left over.
 IMAGES, BARE, BATCH, EPOCHS, STEPS = 33, 2, 6, 4, 20
 SIZE, DIM = 16, 12
 VIT = {"timm": "test_vit", "image_size": SIZE, "args": {"patch_size": 4}}
-# Stochastic depth is drawn by each process for its own images.
+# Each process draws the stochastic depth of its own images.
 DROPPING = VIT | {"args": {"patch_size": 4, "drop_path_rate": 0.2}}
 CNN = {
     "timm": "resnet10t",
@@ -47,7 +47,7 @@ CNN = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Data set whose images have one to three captions of a kind, and the stores of two kinds."""
+    """Data set with one to three captions of a kind per image, and stores of two kinds."""
     rng = np.random.default_rng(0)
     root = tmp_path_factory.mktemp("processes")
     writer = ShardWriter(root / "dots", samples_per_shard=10)
@@ -118,7 +118,7 @@ def long_clip(**recipe):
 
 
 def given(inputs, wanted):
-    """What `train` is told of its inputs."""
+    """Inputs of `train`."""
     told = {"images": inputs / "dots"}
     if wanted.method == "flame":
         told["stores"] = tuple(sorted(inputs.glob("store/*/0.zarr")))
@@ -128,7 +128,7 @@ def given(inputs, wanted):
 
 
 def worker(environment, errors, folder, kwargs):
-    """One process as `torchrun` starts it: the stage's command line, with its place told."""
+    """The command line of `train` in one process, with the environment that `torchrun` sets."""
     os.environ.update(environment)
     os.chdir(folder)
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -139,7 +139,7 @@ def worker(environment, errors, folder, kwargs):
 
 
 def start(inputs, out, wanted, processes=2, folders=None, device="cpu", extra=()):
-    """Processes that train together; their words are in `<out>.err<rank>`."""
+    """Start processes that train together; their stderr goes to `<out>.err<rank>`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -162,7 +162,7 @@ def words(out, rank, folder=Path()):
 
 
 def end(running, seconds=240):
-    """Exit codes of the processes, which must come in time."""
+    """Exit codes of the processes; fails if they do not end in time."""
     until = time.monotonic() + seconds
     for process in running:
         process.join(max(0.0, until - time.monotonic()))
@@ -334,7 +334,7 @@ def test_an_error_of_one_process_ends_the_others(inputs, tmp_path):
 
 
 def test_processes_that_see_other_checkpoints_are_refused(inputs, tmp_path):
-    """As on machines without a common file system."""
+    """As on nodes without a shared file system."""
     folders = [tmp_path / name for name in ("here", "there")]
     for folder in folders:
         folder.mkdir()
