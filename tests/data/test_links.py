@@ -401,7 +401,7 @@ def test_reasons(message, reason):
 
 
 def test_a_round_in_words():
-    told = _links.told(Round(10, 7, {"HTTP 404": 2, "timeout": 1}))
+    told = _links.as_line(Round(10, 7, {"HTTP 404": 2, "timeout": 1}))
     assert told == "7 of 10 links have an image; dead: 2 HTTP 404, 1 timeout"
 
 

@@ -30,7 +30,7 @@ def document() -> str:
 
 def _section(name: str, found: ModuleType) -> str:
     card = found.CARD
-    told = {
+    fields = {
         "what it is": card.title,
         "source": card.source,
         "licence": card.licence,
@@ -42,7 +42,7 @@ def _section(name: str, found: ModuleType) -> str:
         "options": ", ".join(_options(found)),
         "notes": card.notes,
     }
-    lines = [f"- **{what}**: {words}" for what, words in told.items() if words]
+    lines = [f"- **{what}**: {words}" for what, words in fields.items() if words]
     return "\n".join([f"## {name}", "", *lines, ""])
 
 

@@ -173,7 +173,7 @@ def follow(options: LinkOptions, root: Path) -> Path:
         found = _round(asked, folder / f"round-{number:02d}", options)
         dead = Counter(found.filter(~pl.col("alive"))["reason"].to_list())
         rounds.append(Round(len(asked), len(asked) - dead.total(), dict(dead.most_common())))
-        log.info("round %d: %s", number + 1, told(rounds[-1]))
+        log.info("round %d: %s", number + 1, as_line(rounds[-1]))
         asked = asked.join(found.filter(~pl.col("alive")), on="id", how="semi")
         if asked.is_empty():
             break
@@ -211,7 +211,7 @@ def _summed(rounds: Sequence[Round]) -> dict[str, Any]:
     }
 
 
-def told(each: Round) -> str:
+def as_line(each: Round) -> str:
     """One round as a log line."""
     dead = ", ".join(f"{count} {reason}" for reason, count in each.dead.items()) or "none"
     return f"{each.gained} of {each.asked} links have an image; dead: {dead}"

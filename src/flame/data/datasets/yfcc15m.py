@@ -73,10 +73,10 @@ def exact(options: Options) -> bool:
 
 def report(root: Path, options: Options) -> dict[str, Any]:
     """Extra fields of the manifest: which of the sets it is, and survival of the links."""
-    told: dict[str, Any] = {"which": options.which}
+    fields: dict[str, Any] = {"which": options.which}
     if options.source == "links":
-        told["survival"] = survival(options, root)
-    return told
+        fields["survival"] = survival(options, root)
+    return fields
 
 
 def _shards(root: Path, options: Options) -> list[Path]:
