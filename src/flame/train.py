@@ -63,14 +63,7 @@ def train(
     words = (captions or images) / FILE
     inputs = sources(settings, images, stores, words, base)
     texts, targets = _texts(settings, words, stores, cache_mb << 20)
-    pairs = Pairs(
-        ImageReader(images),
-        texts,
-        targets,
-        image_size=settings.backbone.image_size,
-        max_skipped=settings.max_skipped,
-        cache_bytes=cache_mb << 20,
-    )
+    pairs = _pairs(images, texts, targets, settings, cache_mb << 20)
     fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
     with processes.joined(device) as place, _output(out, fingerprint, place) as folder:
         batches = _batches(pairs, settings, place)
@@ -164,6 +157,23 @@ def _stores(texts: Mapping[str, Texts]) -> dict[str, Embeddings]:
 
 def _means(store: Embeddings) -> dict[str, torch.Tensor]:
     return dict(zip(store.facets, torch.from_numpy(store.mean()), strict=True))
+
+
+def _pairs(
+    images: Path,
+    texts: Mapping[str, Texts],
+    targets: Mapping[str, Sequence[str]],
+    settings: Training,
+    cache_bytes: int,
+) -> Pairs:
+    return Pairs(
+        ImageReader(images),
+        texts,
+        targets,
+        image_size=settings.backbone.image_size,
+        max_skipped=settings.max_skipped,
+        cache_bytes=cache_bytes,
+    )
 
 
 def _batches(pairs: Pairs, settings: Training, place: Place) -> Batches:

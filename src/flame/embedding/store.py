@@ -89,16 +89,7 @@ class Writer:
             compressors=Crc32cCodec(),
         )
         if self._storage.scales:
-            each = self._storage.is_of_row
-            self._scales = self._open_or_create(
-                group,
-                "scales",
-                (len(keys), len(facets), 1) if each else (1, len(facets), dim),
-                dtype="float16" if each else "float32",
-                chunks=(self._shard_rows, len(facets), 1) if each else (1, len(facets), dim),
-                compressors=Crc32cCodec(),
-                fill_value=float("nan"),
-            )
+            self._scales = self._open_or_create_scales(group, dim)
         write_atomic(self._folder / KEYS, pl.DataFrame({"key": keys}).write_parquet)
         group.attrs.put({KEYS: sha256(self._folder / KEYS)})
 
@@ -108,6 +99,18 @@ class Writer:
         if name in group:
             return zarr.open_array(self._folder / name, mode="r+")
         return group.create_array(name, shape=shape, **options)
+
+    def _open_or_create_scales(self, group: zarr.Group, dim: int) -> zarr.Array[Any]:
+        rows, facets, each = len(self._keys), len(self._facets), self._storage.is_of_row
+        return self._open_or_create(
+            group,
+            "scales",
+            (rows, facets, 1) if each else (1, facets, dim),
+            dtype="float16" if each else "float32",
+            chunks=(self._shard_rows, facets, 1) if each else (1, facets, dim),
+            compressors=Crc32cCodec(),
+            fill_value=float("nan"),
+        )
 
     def missing(self) -> list[range]:
         """Rows of every shard that is not written yet."""
