@@ -68,7 +68,8 @@ def finished(once) -> Path:
     """Folder of the finished tiny study, not to be changed; Snakemake's output is in `said.txt`."""
 
     def run(folder: Path) -> None:
-        done = snakemake(folder, TINY, "--cores", "2", fresh=True)
+        with Interpreter(STAGES) as jobs:
+            done = snakemake(folder, TINY, "--cores", "2", jobs=jobs)
         assert done.returncode == 0, done.stdout
         (folder / "said.txt").write_text(done.stdout)
 
