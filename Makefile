@@ -84,32 +84,8 @@ storage: table6 ## error of 8-bit stores, and recall of flame-7 trained on them
 docs: setup ## docs/datasets.md from the data set cards
 	$(BIN)/python -m flame.data.datasets >docs/datasets.md
 
-RESULTS ?= results
-MACHINE ?= $(or $(shell sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1),$(shell uname -m))
-PAGE := docs/results/README.md
-# Figures at 1400 pixels and 128 colours: well below 300 kB each.
-SMALL := import sys; from pathlib import Path; from PIL import Image; \
-	images = {Path(path).name: Image.open(path).convert("RGB") for path in sys.argv[1:]}; \
-	[image.thumbnail((1400, 2800)) for image in images.values()]; \
-	[image.quantize(128).save(Path("docs/results", name), optimize=True) for name, image in images.items()]
-# $(call between,NAME,FILE): standard input, at least one line, replaces what FILE has between two marks.
-between = awk 'FNR == NR {text = text $$0 "\n"; next} $$0 == "<!-- /$(1) -->" {skip = 0} !skip; \
-	$$0 == "<!-- $(1) -->" {printf "%s", text; skip = 1}' - $(2) >$(2).new && mv $(2).new $(2)
-
 docs-results: setup ## docs/results and the README's Table 6 and figures, from the results of make all
-	cp $(filter-out %/README.md,$(wildcard $(RESULTS)/*.md)) docs/results
-	$(BIN)/python -c '$(SMALL)' $(wildcard $(RESULTS)/*.png)
-	echo "Computed on $$(date -u -r $(RESULTS)/claims.md +%F) on $$(getconf _NPROCESSORS_ONLN) cores of a machine with $(MACHINE)." \
-		| $(call between,run,$(PAGE))
-	cd docs/results && for page in claims.md table*.md appendix*.md; do \
-		sed -n "1{s/[*#]//g;s/^ *//;s|.*|- [&]($$page)|;p;}" $$page; done | (cd ../.. && $(call between,tables,$(PAGE)))
-	(echo; cd docs/results && for figure in *.png; do echo "![$${figure%.png}]($$figure)"; done) \
-		| $(call between,figures,$(PAGE))
-	(echo; test ! -f docs/results/figure4.png || echo '<img src="docs/results/figure4.png" width="49%" alt="Retrieval in 14 languages: CLIP and FLAME, trained on English captions">'; \
-		test ! -f docs/results/figure6.png || echo '<img src="docs/results/figure6.png" width="49%" alt="FLAME trained with one to nine prompts, with 95 % intervals">') \
-		| $(call between,figures,README.md)
-	sed -n '/^| prompts/,/^$$/p' $(RESULTS)/table6.md \
-		| sed -e 's/<br><sub>[^|]*<\/sub>//g' -e '/<sub>paper/d' -e '/^$$/d' | $(call between,table6,README.md)
+	$(BIN)/python docs/results/collect.py results
 
 # Dependencies of vLLM 0.18.1 are those of its release date, except for packages we pin ourselves.
 NEWER := filelock google-crc32c ijson pillow polars polars-runtime-32 pydantic pydantic-core requests tqdm typing-extensions typing-inspection tyro

@@ -75,7 +75,7 @@ class LLM(Section):
     checkpoint: Checkpoint
     reset: int | None = Field(
         default=None,
-        description="seed with which all weights are drawn anew: the same LLM without knowledge",
+        description="seed of random weights in place of the trained ones, as a control; null: none",
     )
     layer: PositiveInt | Literal["last"] = Field(
         default="last", description="layer whose output is read; paper: last, release: 39 of 40"
@@ -97,8 +97,8 @@ class Prompt(Section):
 
     captions: tuple[str, ...] = Field(description="caption kinds that this prompt embeds")
     template: str = Field(description="text with {caption} and, after it, {facet}")
-    facets: tuple[str, ...] = Field(min_length=1, description="facets embedded, in this order")
-    default: tuple[str, ...] = Field(min_length=1, description="facets of a run that names none")
+    facets: tuple[str, ...] = Field(min_length=1, description="facets to embed, in this order")
+    default: tuple[str, ...] = Field(min_length=1, description="facets of a run that says default")
 
     @model_validator(mode="after")
     def _check_template(self) -> "Prompt":
@@ -128,23 +128,22 @@ class Embedding(Section):
     positions: Literal["restart", "running"] = Field(
         default="restart",
         description="position ids of a facet: restart after the prefix (paper: one pass equals K) "
-        "or run on from the facet before it (release)",
+        "or continue from the facet before it (release)",
     )
     cleanup: Literal["none", "release"] = Field(
         default="none",
-        description="what is changed in a caption before the LLM reads it: nothing, or what the "
-        "release changes",
+        description="clean-up of a caption before the LLM reads it: none, or that of the release",
     )
     storage: Literal["float16", "fp8", "int8"] = Field(
         default="float16",
-        description="of the vectors: float16, fp8 (e4m3, one scale a vector) or int8 (one scale a "
-        "dimension)",
+        description="of the embeddings: float16, fp8 (e4m3, one scale per vector) or int8 (one "
+        "scale per dimension)",
     )
     facets: Literal["all", "used"] = Field(
         default="all",
-        description="facets of a prompt that are embedded: all, so that another run needs no new "
-        "embeddings, or those that runs of the study use",
+        description="facets of a prompt to embed: all, so that other runs need no more, or "
+        "those that the study uses",
     )
     max_caption_tokens: PositiveInt | None = Field(
-        default=None, description="longer captions are cut, and counted; release: 1024"
+        default=None, description="longer captions are truncated and counted; release: 1024"
     )
