@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -17,14 +17,14 @@ from flame.runtime.errors import known
 from flame.study.schema.section import Section
 from flame.study.schema.tables import Measure
 
-if TYPE_CHECKING:
-    from flame.study.study import Study
-
 KINDS = "flame.report.figures"
 
 
 class FigureBlock(Section):
-    """What every kind of figure has; a kind's `Keys` adds its own keys and says what it reads."""
+    """What every kind of figure has; a kind's `Keys` adds its own keys and says what it reads.
+
+    Methods take the `flame.study.study.Study`, which holds the block and so is not imported here.
+    """
 
     title: str
     kind: str
@@ -37,14 +37,14 @@ class FigureBlock(Section):
         """LLM, data set and caption kind of the embeddings it is drawn from."""
         return ()
 
-    def mistakes(self, study: "Study") -> Iterator[tuple[str, str]]:
+    def mistakes(self, study: Any) -> Iterator[tuple[str, str]]:
         """Key and text of every reference to something that the study does not have.
 
         Runs and benchmarks of `uses` are checked for every kind.
         """
         yield from ()
 
-    def inputs(self, study: "Study", results: Iterable[str]) -> list[str]:
+    def inputs(self, study: Any, results: Iterable[str]) -> list[str]:
         """Files that it is drawn from.
 
         Args:
@@ -55,7 +55,7 @@ class FigureBlock(Section):
         results = list(results)
         return [f"{path}.json" for path in results] + [f"{path}.parquet" for path in results]
 
-    def resolved(self, study: "Study") -> dict[str, Any]:
+    def resolved(self, study: Any) -> dict[str, Any]:
         """What else its drawing is given: fields of `FigureSettings` by name."""
         return {}
 
