@@ -25,7 +25,7 @@ setup: $(BIN)/.ready ## create .venv from requirements.lock, with this checkout 
 
 table6: setup ## results/table6.csv and .md of the demo study, or of STUDY=<a study's YAML>
 	$(BIN)/snakemake --cores $(CORES) $(STUDY:%=--configfile %) results/table6.csv
-	@echo && cat results/table6.md
+	@echo && $(BIN)/python -m flame.table show results/table6.csv
 
 # Snakemake looks for ready jobs once per timespan and after every job. With the default of one
 # second, that takes an eighth of a core towards the end of a long run.
