@@ -24,7 +24,7 @@ $(BIN)/.ready: requirements.lock
 setup: $(BIN)/.ready ## create .venv from requirements.lock, with this checkout installed editable
 
 table6: setup ## results/table6.csv and .md of the demo study, or of STUDY=<a study's YAML>
-	$(BIN)/snakemake --cores $(CORES) $(STUDY:%=--configfile %) results/table6.csv
+	$(BIN)/snakemake --cores $(CORES) results/table6.csv $(STUDY:%=--configfile %)
 	@echo && $(BIN)/python -m flame.table show results/table6.csv
 
 # Snakemake looks for ready jobs once per timespan and after every job. With the default of one
