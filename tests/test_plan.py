@@ -144,5 +144,5 @@ def test_an_llm_that_is_not_here_is_not_guessed_at(tmp_path, monkeypatch):
     study = load_file(ROOT / "config/config.yaml", ROOT)
     monkeypatch.chdir(tmp_path)
     told = plan.Plan(study, ("table6",), plan.Assumptions()).document()
-    assert "| smollm2-135m | package | unknown before it is here | ? | no | nothing |" in told
+    assert "| smollm2-135m | package | unknown until downloaded | ? | no | nothing |" in told
     assert "| flame-7 | " in told
