@@ -1,6 +1,8 @@
 """The documents are true: keys, links, examples."""
 
 import re
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -194,6 +196,27 @@ def test_table_6_of_the_readme_is_that_of_the_last_full_run():
     rows = [re.sub("<br><sub>.*?</sub>", "", row) for row in table if "<sub>paper</sub>" not in row]
     shown = (ROOT / "README.md").read_text().split("<!-- table6 -->\n")[1]
     assert shown.split("\n<!--")[0].splitlines() == rows
+
+
+def test_results_are_copied_to_the_documents(tmp_path):
+    for page in ("README.md", "docs/results/README.md", "docs/results/collect.py"):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    results = tmp_path / "results"
+    results.mkdir()
+    table = "| prompts | a |\n| --- | --- |\n| **1** | 5.0<br><sub>4.0-6.0</sub> |\n"
+    paper = "| <sub>paper</sub> | <sub>9.0</sub> |\n"
+    (results / "table6.md").write_text(f"**Table 6. Prompts**\n\n{table}{paper}\nA note.\n")
+    (results / "claims.md").write_text("# Claims\n")
+    Image.new("RGB", (2800, 100)).save(results / "figure6.png")
+    command = [sys.executable, "docs/results/collect.py", "results"]
+    assert subprocess.run(command, cwd=tmp_path).returncode == 0
+    shown = (tmp_path / "README.md").read_text().split("<!-- table6 -->\n")[1]
+    assert shown.split("<!--")[0] == "| prompts | a |\n| --- | --- |\n| **1** | 5.0 |\n"
+    page = (tmp_path / "docs/results/README.md").read_text()
+    assert "- [Claims](claims.md)\n- [Table 6. Prompts](table6.md)\n<!--" in page
+    assert "![figure6](figure6.png)" in page
+    assert Image.open(tmp_path / "docs/results/figure6.png").size == (1400, 50)
 
 
 @pytest.mark.parametrize(
