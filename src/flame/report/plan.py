@@ -75,7 +75,7 @@ class Plan:
         study, targets = self.study, []
         for name in self.only:
             rule = next((r for r, names in self._named.items() if name in names), "claims")
-            targets.append(files.OUTPUTS[rule][0].format(**{rule: name}))
+            targets.append(files.output(rule, **{rule: name}))
         return list(closure(study, targets))
 
     @property

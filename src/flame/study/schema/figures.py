@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from flame.runtime.errors import known
+from flame.study import files
 from flame.study.schema.section import Section
 from flame.study.schema.tables import Measure
 
@@ -52,8 +53,7 @@ class FigureBlock(Section):
             results: of what it uses, as paths without extensions; by default their metrics and
                 hits are all that is read.
         """
-        results = list(results)
-        return [f"{path}.json" for path in results] + [f"{path}.parquet" for path in results]
+        return files.with_suffix(results, "json", "parquet")
 
     def resolved(self, study: Any) -> dict[str, Any]:
         """What else its drawing is given: fields of `FigureSettings` by name."""
