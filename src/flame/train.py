@@ -24,6 +24,7 @@ from flame.towers.load import create, load, save
 from flame.training import curve, processes
 from flame.training.pairs import Batch, Batches, Pairs, Texts
 from flame.training.processes import Place
+from flame.training.speed import DEFAULT, Speed
 from flame.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def train(
     workers: int = 0,
     cache_mb: int = 2048,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    speed: Speed = DEFAULT,
 ) -> None:
     """Train one run; under `torchrun`, in several processes.
 
@@ -58,6 +60,7 @@ def train(
         workers: processes that prefetch images that are not kept in memory.
         cache_mb: images, and texts of a kind, are kept in memory if they fit into this many MiB.
         device: where to compute; auto: on the GPU if there is one.
+        speed: micro-batches, gradient checkpointing and compilation.
     """
     torch.set_num_threads(threads)
     words = (captions or images) / FILE
@@ -69,7 +72,7 @@ def train(
         batches = _batches(pairs, settings, place)
         torch.manual_seed(settings.seed)
         tower = _tower(settings, texts, base)
-        training = Trainer(tower, batches, settings, folder, place)
+        training = Trainer(tower, batches, settings, folder, place, speed)
         if place.rank == 0:
             log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
             if training.step:

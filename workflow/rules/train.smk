@@ -17,6 +17,9 @@ rule train:
         runtime=growing(24 * HOUR),
         workers=0,
         cache_mb=1000,
+        micro_batch="auto",
+        grad_checkpointing="auto",
+        compile="none",
     params:
         program=trainer,
         sources=sources,
@@ -25,4 +28,6 @@ rule train:
     shell:
         "{params.program} flame.train --images {input.images} {params.sources}"
         " --out {output} --settings {params.settings:q} --threads {threads}"
-        " --workers {resources.workers} --cache-mb {resources.cache_mb} 2>&1 | tee {log}"
+        " --workers {resources.workers} --cache-mb {resources.cache_mb}"
+        " --micro-batch {resources.micro_batch} --compile {resources.compile}"
+        " --grad-checkpointing {resources.grad_checkpointing} 2>&1 | tee {log}"

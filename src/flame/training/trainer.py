@@ -31,6 +31,7 @@ from flame.training.loss import step_loss
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.training.pairs import Batch, Batches, generator
 from flame.training.processes import Place
+from flame.training.speed import DEFAULT, Speed
 
 LOG_LINES = 500  # per run, approximately
 
@@ -45,12 +46,26 @@ class Trainer:
         settings: Training,
         folder: Path,
         place: Place,
+        speed: Speed = DEFAULT,
     ) -> None:
+        """Prepare a run, and resume it if its folder holds a checkpoint.
+
+        Args:
+            tower: before the first step.
+            batches: of this process.
+            settings: the run.
+            folder: for the log and the checkpoint.
+            place: of this process.
+            speed: what the machine decides.
+
+        Raises:
+            ValueError: the recipe does not fit the data, or the checkpoint is corrupt.
+        """
         recipe = settings.recipe
         if recipe.warmup_steps >= len(batches):
             raise ValueError(f"warmup_steps {recipe.warmup_steps} of only {len(batches)} steps")
         self.settings, self.batches = settings, batches
-        self.folder, self.place = folder, place
+        self.folder, self.place, self.speed = folder, place, speed
         tower.match(batches.pairs.facets)
         self._step_loss = step_loss(settings, batches.pairs.facets)
         processes.sync_batch_norm(tower, place)
