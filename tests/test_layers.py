@@ -59,5 +59,27 @@ def test_the_study_loads_neither_torch_nor_matplotlib(code):
     assert subprocess.run([sys.executable, "-c", code], cwd=FLAME.parent).returncode == 0
 
 
+# What a machine needs that only trains or runs an LLM, such as a rented one for bench/gpu.py.
+STEP = [
+    "flame.data.pixels",
+    "flame.embedding.attention",
+    "flame.embedding.llm",
+    "flame.study.settings",
+    "flame.towers.load",
+    "flame.towers.pretrained",
+    "flame.training.loader",
+    "flame.training.trainer",
+]
+
+
+def test_a_training_step_loads_neither_polars_nor_zarr():
+    code = f"import sys, {', '.join(STEP)}"
+    code += "; sys.exit(', '.join({'polars', 'zarr'} & sys.modules.keys()) or 0)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FLAME.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_room_without_a_name():
     assert not [path for path in FILES if path.stem in {"utils", "helpers", "common", "misc"}]

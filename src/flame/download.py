@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from flame.data import captions, hub
 from flame.data.datasets import Sample, Skipped, module
-from flame.data.shards import EXTENSIONS, RANGELESS, ShardWriter
+from flame.data.pixels import RANGELESS
+from flame.data.shards import EXTENSIONS, ShardWriter
 from flame.runtime import command, progress
 from flame.runtime.checksums import seal
 from flame.runtime.resumable import resumable, write_atomic

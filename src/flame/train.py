@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
 
 from flame import __version__
 from flame.data.captions import FILE
@@ -22,7 +21,8 @@ from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining, 
 from flame.towers.base import Tower
 from flame.towers.load import create, load, save
 from flame.training import curve, processes
-from flame.training.pairs import Batch, Batches, Pairs, Texts
+from flame.training.loader import loader
+from flame.training.pairs import Batches, Pairs, Texts
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed
 from flame.training.trainer import Trainer
@@ -77,9 +77,10 @@ def train(
             log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
             if training.step:
                 log.info("resuming from step %d of %d", training.step, len(batches))
-        training.run(_loader(batches, training.step, workers, place))
+        pin = place.device.type == "cuda"
+        training.run(loader(batches, first=training.step, workers=workers, pin_memory=pin))
         if place.rank == 0:
-            _finish(training, texts)
+            _finish(training, pairs, texts)
 
 
 def sources(
@@ -192,20 +193,6 @@ def _batches(pairs: Pairs, settings: Training, place: Place) -> Batches:
     )
 
 
-def _loader(batches: Batches, first: int, workers: int, place: Place) -> DataLoader[Batch]:
-    """Loader of the batches from step `first` on, with workers if images are not cached."""
-    workers = 0 if batches.pairs.cached else workers
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, len(batches)),
-        num_workers=workers,
-        # Zarr runs a thread, and a child forked from a threaded process may hang.
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=place.device.type == "cuda",
-    )
-
-
 @contextmanager
 def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator[Path]:
     """Folder that becomes `out`: the first process opens it and tells the others its path."""
@@ -222,8 +209,7 @@ def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator
         yield folder
 
 
-def _finish(training: Trainer, texts: Mapping[str, Texts]) -> None:
-    pairs = training.batches.pairs
+def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None:
     record: dict[str, Any] = {
         "settings": training.settings.model_dump(mode="json"),
         "dim": training.tower.dim,

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from flame.data.datasets import Sample
-from flame.data.images import ImageReader, augment
-from flame.data.shards import ImageError, ShardWriter
+from flame.data.images import ImageReader
+from flame.data.pixels import ImageError
+from flame.data.shards import ShardWriter
+from flame.training.augment import augment
 
 EXIF_ORIENTATION, TURNED_RIGHT = 0x0112, 6
 

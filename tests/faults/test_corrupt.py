@@ -20,9 +20,10 @@ from flame.captioning.describe import raw_captions
 from flame.captioning.parts import Row, description, write_chunk
 from flame.data import datasets
 from flame.data.datasets import Sample, Skipped, _links
-from flame.data.images import RESIZES, ImageReader
+from flame.data.images import ImageReader
 from flame.data.json_objects import read_objects
-from flame.data.shards import ImageError, ShardWriter
+from flame.data.pixels import RESIZES, ImageError
+from flame.data.shards import ShardWriter
 from flame.embed import embed
 from flame.embedding import checkpoints, provenance, store
 from flame.embedding.llm import FrozenLLM

@@ -15,7 +15,7 @@ from transformers import (
     ChineseCLIPModel,
 )
 
-from flame.data.images import RESIZES, square
+from flame.data.pixels import RESIZES, square
 from flame.runtime import checksums
 from flame.study.schema.runs import OpenClipTower, TransformersTower
 from flame.study.settings import PretrainedTower

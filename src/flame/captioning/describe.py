@@ -15,7 +15,7 @@ from flame.captioning.faults import faults
 from flame.captioning.parts import Row, chunk_path, write_chunk
 from flame.data import captions
 from flame.data.images import ImageReader
-from flame.data.shards import ImageError
+from flame.data.pixels import ImageError
 from flame.runtime import progress
 from flame.runtime.parts import rows_of
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner

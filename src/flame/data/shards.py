@@ -10,6 +10,7 @@ from PIL import Image
 
 from flame.data import captions
 from flame.data.datasets import Sample
+from flame.data.pixels import ImageError
 
 INDEX = {
     "key": pl.String,
@@ -22,11 +23,6 @@ INDEX = {
     "crc32c": pl.UInt32,
 }
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg"}
-RANGELESS = ("I", "F")  # modes without a defined black and white level
-
-
-class ImageError(ValueError):
-    """An image that cannot be read."""
 
 
 def shard_path(root: Path, shard: int) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flame.data import hub
-from flame.data.images import square, to_rgb
+from flame.data.pixels import square, to_rgb
 from flame.embedding.llm import FrozenLLM
 from flame.evaluation.features import directions
 from flame.runtime.device import device_of

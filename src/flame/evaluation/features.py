@@ -143,7 +143,7 @@ def image_features(
         batch_size: images per forward pass.
         device: of `encode`.
         on_batch: called with the number of images after each batch.
-        resize: how images are made square; a name of `flame.data.images.RESIZES`.
+        resize: how images are made square; a name of `flame.data.pixels.RESIZES`.
 
     Returns:
         (I, d) float32, unit norm, on the CPU.

@@ -36,7 +36,7 @@ class Tower(nn.Module):
     Attributes:
         dim: D.
         image_size: height and width of the input, in pixels.
-        resize: how images are made square; a key of `flame.data.images.RESIZES`.
+        resize: how images are made square; a key of `flame.data.pixels.RESIZES`.
         centers: what training subtracted from the text embeddings; empty if nothing.
     """
 

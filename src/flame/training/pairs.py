@@ -8,10 +8,9 @@ Shapes: B images of this process, S pixels, K facets of a step, D width of the e
 number of tokens for methods that read the captions themselves.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -20,15 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flame.data.images import ImageReader
+from flame.training.batches import Batch, generator
 
 # Images decoded at a time when all images are cached.
 _DECODE = 512
-
-
-def generator(*purpose: object) -> torch.Generator:
-    """CPU generator seeded by its purpose, such as `generator("order", seed, epoch)`."""
-    digest = hashlib.sha256(repr(purpose).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 class Texts(Protocol):
@@ -39,14 +33,6 @@ class Texts(Protocol):
     def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
         """Rows (n, K, D) by number, of these facets."""
         ...
-
-
-class Batch(NamedTuple):
-    """Input of one process for one step."""
-
-    images: Tensor  # (B, 3, S, S) uint8
-    texts: Tensor  # (B, K, D) float16, or int32 tokens
-    columns: Tensor  # (K,) int64, indices of the K facets among all target facets
 
 
 class Pairs:
@@ -190,6 +176,8 @@ class Batches(Dataset[Batch]):
                 f"facets_per_step {facets_per_step} is more than the {len(pairs.facets)} targets"
             )
         self.pairs, self.steps_per_epoch = pairs, pairs.used // batch_size
+        self.facets: Sequence[tuple[str, str]] = pairs.facets
+        self.cached = pairs.cached
         self._batch_size, self._epochs = batch_size, epochs
         self._seed, self._rank, self._processes = seed, rank, processes
         self._num_facets = num_facets

@@ -20,16 +20,16 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flame.data.images import augment
 from flame.runtime import progress
 from flame.runtime.device import dtype_of
 from flame.runtime.resumable import write_atomic
 from flame.study.settings import Training
 from flame.towers.base import Tower
 from flame.training import processes
+from flame.training.augment import augment
+from flame.training.batches import Batch, Schedule, generator
 from flame.training.loss import step_loss
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
-from flame.training.pairs import Batch, Batches, generator
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed
 
@@ -42,7 +42,7 @@ class Trainer:
     def __init__(
         self,
         tower: Tower,
-        batches: Batches,
+        batches: Schedule,
         settings: Training,
         folder: Path,
         place: Place,
@@ -66,8 +66,8 @@ class Trainer:
             raise ValueError(f"warmup_steps {recipe.warmup_steps} of only {len(batches)} steps")
         self.settings, self.batches = settings, batches
         self.folder, self.place, self.speed = folder, place, speed
-        tower.match(batches.pairs.facets)
-        self._step_loss = step_loss(settings, batches.pairs.facets)
+        tower.match(batches.facets)
+        self._step_loss = step_loss(settings, batches.facets)
         processes.sync_batch_norm(tower, place)
         self.tower = tower.to(place.device).train()
         # DistributedDataParallel averages gradients in the backward pass.
