@@ -136,7 +136,7 @@ def test_the_example_task_answers():
         question,
         images=lambda: Images("abc", [None] * 3, images),
         visual=pytest.fail,
-        texts={"raw": Texts("abc", texts)}.__getitem__,
+        texts={"raw": Texts("abc", texts.__getitem__)}.__getitem__,
     )
     answer = task.evaluate(asked)
     assert answer.metrics["accuracy"].hit.tolist() == [True, False, False]

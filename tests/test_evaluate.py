@@ -16,6 +16,7 @@ from flame.data.images import ImageReader
 from flame.data.shards import ShardWriter
 from flame.embedding import store
 from flame.evaluate import evaluate
+from flame.evaluation.forward import image_features
 from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.runs import Backbone, Recipe, TextTower
 from flame.study.settings import ClipTraining, EvaluateSettings, FlameTraining, Question
@@ -112,14 +113,18 @@ def question(**changes) -> Question:
     return Question.model_validate(values | changes)
 
 
-def run(toy, folder: Path, *questions: Question, batch_size: int = 5) -> dict[str, dict]:
+def run(
+    toy, folder: Path, *questions: Question, batch_size: int = 5, precision="float32"
+) -> dict[str, dict]:
     """Records by benchmark."""
     evaluate(
         toy["tower"],
         [toy["toy"]],
         folder / "m.json",
         folder / "m.parquet",
-        EvaluateSettings(run="r", questions=questions, bootstrap=Bootstrap(), version=1),
+        EvaluateSettings(
+            run="r", questions=questions, precision=precision, bootstrap=Bootstrap(), version=1
+        ),
         (toy["long.zarr"], toy["class.zarr"]),
         batch_size=batch_size,
     )
@@ -170,6 +175,20 @@ def test_runs_repeat_and_batches_change_nothing(toy, tmp_path):
         records = run(toy, tmp_path / name, question(), batch_size=batch_size)
         results.append((records, (tmp_path / name / "m.parquet").read_bytes()))
     assert results[0] == results[1] == results[2]
+
+
+def test_bfloat16_moves_features_and_few_hits(toy, tmp_path):
+    tower, _ = load(toy["tower"])
+    pixels = [ImageReader(toy["toy"]).load(range(IMAGES), SIZE)]
+    exact, rounded = (
+        image_features([tower.encode_image], pixels, IMAGES, torch.device("cpu"), precision)[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert 1e-4 < (exact - rounded).abs().max() < 0.05
+    assert F.cosine_similarity(exact, rounded).min() > 0.999
+    record = run(toy, tmp_path, question(), precision="bfloat16")["Toy"]
+    assert record["metrics"]["i2t_r@5"]["value"] == 100
+    assert json.loads((tmp_path / "m.json").read_text())["settings"]["precision"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

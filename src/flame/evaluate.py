@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flame.evaluation import records, tasks
+from flame.evaluation.decoding import Decoder
 from flame.evaluation.features import Features
 from flame.runtime import command
 from flame.study.settings import EvaluateSettings, Question
@@ -28,6 +29,7 @@ def evaluate(
     stores: tuple[Path, ...] = (),
     threads: int = 1,
     batch_size: int = 256,
+    workers: int = 0,
 ) -> None:
     """Evaluate a tower on the benchmarks of one bundle.
 
@@ -41,14 +43,26 @@ def evaluate(
             tower that encodes texts itself.
         threads: CPU threads.
         batch_size: images or texts per forward pass; affects speed and memory only.
+        workers: processes that decode images; 0 decodes in this one.
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
     tower, trained = load(model)
     title = f"evaluate {settings.run}"
-    features = Features(tower, datasets, stores, batch_size, title, trained.get("texts"))
+    questions = _by_dataset(settings.questions)
+    features = Features(
+        tower,
+        datasets,
+        stores,
+        batch_size,
+        title,
+        trained.get("texts"),
+        questions=questions,
+        precision=settings.precision,
+        decoder=Decoder(workers),
+    )
     found, frames = [], []
-    for question in _by_dataset(settings.questions):
+    for question in questions:
         answer = tasks.answer(features.asked(question))
         found.append(records.record(settings.run, question, answer, settings.bootstrap))
         frames.append(records.query_frame(question.benchmark, answer))
@@ -58,7 +72,7 @@ def evaluate(
 
 
 def _by_dataset(questions: tuple[Question, ...]) -> list[Question]:
-    """Questions grouped by data set, because only the features of the last one are kept."""
+    """Questions grouped by data set, because features of the last ones only are kept."""
     names = list(dict.fromkeys(question.dataset for question in questions))
     return sorted(questions, key=lambda question: names.index(question.dataset))
 

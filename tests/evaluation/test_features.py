@@ -1,6 +1,7 @@
 """Features of images and texts: what they average, and that only needed ones are computed."""
 
 import io
+from collections import Counter
 
 import numpy as np
 import polars as pl
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flame.data.datasets import Sample
+from flame.data.images import ImageReader
 from flame.data.shards import ShardWriter
 from flame.embedding import store
-from flame.evaluation import features
-from flame.evaluation.features import Features, backbone_features, encoded_features, text_features
+from flame.evaluation import decoding, images
+from flame.evaluation.decoding import Decoder
+from flame.evaluation.features import Features, encoded_features, text_features
+from flame.evaluation.images import backbone_features
 from flame.study.schema.runs import Backbone, Recipe, TextTower
 from flame.study.settings import Question
 from flame.towers.clip import ClipTower
@@ -35,9 +39,9 @@ def write_store(path, dataset, keys, vectors):
     return path
 
 
-def write_images(path):
+def write_images(path, seed=0):
     """Four images, each with its text of kind `raw`."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     writer = ShardWriter(path, samples_per_shard=3)
     for i, text in enumerate(TEXTS):
         png = io.BytesIO()
@@ -79,6 +83,17 @@ def test_a_text_vector_is_the_direction_of_the_mean_facet(tmp_path):
     torch.testing.assert_close(
         text_features(texts, ["where"], centers)[0], torch.tensor([0.0, 1.0])
     )
+
+
+def test_vectors_of_some_texts_are_those_among_all(tmp_path):
+    """To the bit, so that class texts can be read class by class."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(2100, 2, 24))
+    path = write_store(tmp_path / "0.zarr", "d", [f"k{i}" for i in range(2100)], vectors)
+    texts = store.Embeddings.open([path], "d")
+    whole = text_features(texts, FACETS, {})
+    for rows in ([7], range(1000, 1080), [2099, 3, 1500]):
+        assert torch.equal(text_features(texts, FACETS, {}, rows), whole[list(rows)])
 
 
 def test_a_probe_sees_the_mean_patch_token_before_the_final_norm():
@@ -123,37 +138,79 @@ def test_own_texts_come_from_the_captions_of_the_kind_in_their_order(tmp_path):
     mixed.write_parquet(tmp_path / "d" / "captions.parquet")
     tower = clip_tower()
     asked = Features(tower, [tmp_path / "d"], [], 3, "test").asked(question())
-    keys, vectors = asked.texts("raw")
-    assert keys == ["k2", "k3", "k0", "k1"]
-    torch.testing.assert_close(vectors, encoded_features(tower, TEXTS[2:] + TEXTS[:2], 4))
+    texts = asked.texts("raw")
+    assert texts.keys == ["k2", "k3", "k0", "k1"]
+    own = encoded_features(tower, TEXTS[2:] + TEXTS[:2], 4)
+    torch.testing.assert_close(texts.features, own)
+    torch.testing.assert_close(texts.read([3, 1]), own[[3, 1]])
     with pytest.raises(ValueError, match=r"no captions of kind 'row'.*; known: long, raw"):
         asked.texts("row")
     with pytest.raises(ValueError, match="task 'retrieval' needs texts"):
         asked.texts(None)
 
 
-def test_only_what_is_asked_for_is_computed_and_only_once(tmp_path, monkeypatch):
-    folders = [write_images(tmp_path / name) for name in ("d", "e")]
-    passes = []
-    real = features.image_features
+@pytest.fixture
+def decoded(monkeypatch):
+    """Counts the images that are decoded, by data set."""
+    counts = Counter()
+    real = ImageReader.load
 
-    def counted(encode, reader, *args, **options):
-        passes.append((reader.root.name, getattr(encode, "__name__", "backbone")))
-        return real(encode, reader, *args, **options)
+    def counted(reader, rows, *args):
+        counts[reader.root.name] += len(rows)
+        return real(reader, rows, *args)
 
-    monkeypatch.setattr(features, "image_features", counted)
+    monkeypatch.setattr(ImageReader, "load", counted)
+    return counts
+
+
+def test_an_image_is_decoded_once_for_all_questions_of_a_job(tmp_path, decoded):
+    # As ImageNet in two languages, e has the images of d; the probe needs other features of d.
+    folders = [write_images(tmp_path / name, seed) for name, seed in (("d", 0), ("e", 0), ("f", 1))]
+    probe = question(benchmark="p", task="probe", captions=None, train="f", facets=())
+    questions = [question(), question(benchmark="c", dataset="e"), probe]
+    given = Features(flame_tower(), folders, [], 3, "test", questions=questions)
+    first, second, third = map(given.asked, questions)
+    assert not decoded
+    features = first.images().features
+    assert second.images().features is features
+    assert decoded == {"d": 4}
+    assert third.visual("d").features.shape == (4, 96)
+    assert decoded == {"d": 4}
+    third.visual("f")
+    assert first.images().features is features
+    assert decoded == {"d": 4, "f": 4}
+    with pytest.raises(ValueError, match="no data set 'g'; known: d, e, f"):
+        third.visual("g")
+
+    alone = Features(flame_tower(), folders, [], 3, "test")
+    assert torch.equal(alone.asked(question()).images().features, features)
+    assert torch.equal(alone.asked(probe).visual("d").features, third.visual("d").features)
+    assert decoded == {"d": 12, "f": 4}
+
+
+def test_features_of_the_sets_used_last_are_kept(tmp_path, decoded, monkeypatch):
+    folders = [write_images(tmp_path / name, seed) for seed, name in enumerate("de")]
     given = Features(flame_tower(), folders, [], 3, "test")
-    first, second = given.asked(question()), given.asked(question(benchmark="c"))
-    assert passes == []
-    assert torch.equal(first.images().features, second.images().features)
-    assert passes == [("d", "encode_image")]
-    for asked in (first, second):
-        asked.visual("d")
-        asked.visual("e")
-    assert passes[1:] == [("d", "backbone"), ("e", "backbone")]
-    torch.testing.assert_close(asked.visual("e").features.norm(dim=-1), torch.ones(4))
-    with pytest.raises(ValueError, match="no data set 'f'; known: d, e"):
-        asked.visual("f")
+    d, e = (given.asked(question(dataset=name)) for name in "de")
+    monkeypatch.setattr(images, "CACHE_BYTES", 2 * 4 * 8 * 4)
+    for asked in (d, e, d, e):
+        asked.images()
+    assert decoded == {"d": 4, "e": 4}
+    monkeypatch.setattr(images, "CACHE_BYTES", 2 * 4 * 8 * 4 - 1)
+    d.visual("d")  # which takes the place of the two others
+    for asked in (d, e, e):
+        asked.images()
+    assert decoded == {"d": 12, "e": 8}
+
+
+def test_workers_change_no_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "ITEM_IMAGES", 2)
+    folders = [write_images(tmp_path / name, seed) for seed, name in enumerate("de")]
+    found = []
+    for workers in (0, 2):
+        given = Features(flame_tower(), folders, [], 3, "test", decoder=Decoder(workers))
+        found.append([given.asked(question(dataset=name)).images().features for name in "ded"])
+    assert all(map(torch.equal, *found))
 
 
 def test_a_store_of_another_width_is_refused(tmp_path):

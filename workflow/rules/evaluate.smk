@@ -17,6 +17,7 @@ rule evaluate:
         mem_mb=growing(2500),
         runtime=growing(4 * HOUR),
         batch_size=256,
+        workers=0,
     params:
         program=program,
         sources=sources,
@@ -26,7 +27,7 @@ rule evaluate:
         "{params.program} flame.evaluate --model {input.model} --datasets {input.datasets}"
         " {params.sources} --out {output.metrics} --hits {output.hits}"
         " --settings {params.settings:q} --threads {threads}"
-        " --batch-size {resources.batch_size} 2>&1 | tee {log}"
+        " --batch-size {resources.batch_size} --workers {resources.workers} 2>&1 | tee {log}"
 
 
 rule fewshot:

@@ -1,7 +1,6 @@
 """A tower, images and captions -> the unit vectors that every task compares."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -10,17 +9,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flame.data import captions
-from flame.data.images import ImageReader
 from flame.embedding import provenance
 from flame.embedding.store import Embeddings, by_kind
-from flame.evaluation.tasks import Asked, Images, Texts
-from flame.runtime import progress
+from flame.evaluation.decoding import Decoder
+from flame.evaluation.forward import Precision, unit_vectors
+from flame.evaluation.images import PROJECTED, VISUAL, ImageFeatures
+from flame.evaluation.tasks import Asked, Texts
 from flame.runtime.device import device_of
 from flame.runtime.errors import known
 from flame.study.settings import Question
 from flame.towers.base import Tower
 
 T = TypeVar("T")
+READ_ROWS = 1024  # texts read at a time
 
 
 @runtime_checkable
@@ -34,8 +35,8 @@ class TextEncoder(Protocol):
 class Features:
     """Features of one tower for the questions of one job, computed on first use.
 
-    Image features of the last data set are cached, so questions about one data set should be
-    adjacent; backbone features are cached for two, the training and the test set of a probe.
+    In memory are the image features that `ImageFeatures` keeps and, for a task that needs all texts
+    at a time, T x d x 4 bytes of text features.
     """
 
     def __init__(
@@ -46,6 +47,10 @@ class Features:
         batch_size: int,
         title: str,
         trained: Mapping[str, Any] | None = None,
+        *,
+        questions: Sequence[Question] = (),
+        precision: Precision = "float32",
+        decoder: Decoder | None = None,
     ) -> None:
         """Keep the inputs; nothing is computed yet.
 
@@ -57,38 +62,35 @@ class Features:
             title: of the job, for the progress bar.
             trained: how the training texts were embedded, as recorded by
                 `flame.embedding.provenance`; unknown for released or pretrained towers.
+            questions: all that will be asked, so that features of an image set that several of them
+                need are computed in one pass.
+            precision: of the tower's forward passes.
+            decoder: of the images; in this process by default.
         """
         self._device = device_of()
         self._tower = tower.to(self._device)
-        self._batch_size, self._title, self._trained = batch_size, title, trained
+        self._batch_size, self._trained, self._precision = batch_size, trained, precision
         self._datasets = {path.name: path for path in datasets}
         self._parts = by_kind(stores)
-        self._images = lru_cache(maxsize=1)(partial(self._read, encode=tower.encode_image))
-        visual = partial(backbone_features, tower)
-        self._visual = lru_cache(maxsize=2)(partial(self._read, encode=visual))
+        self._images = ImageFeatures(
+            self._tower,
+            self._datasets,
+            questions,
+            decoder or Decoder(),
+            batch_size=batch_size,
+            device=self._device,
+            precision=precision,
+            title=title,
+        )
 
     def asked(self, question: Question) -> Asked:
         """A question with access to its features."""
         return Asked(
             question,
-            images=partial(self._images, question.dataset),
-            visual=self._visual,
-            texts=partial(self._texts, question),
+            images=lambda: self._images.of(question.dataset, PROJECTED),
+            visual=lambda dataset: self._images.of(dataset, VISUAL),
+            texts=lambda kind: self._texts(question, kind),
         )
-
-    def _read(self, dataset: str, encode: Callable[[Tensor], Tensor]) -> Images:
-        reader = ImageReader(_get(self._datasets, dataset, "data set"))
-        with progress.bar(len(reader), "images", f"{self._title}, {dataset}") as bar:
-            features = image_features(
-                encode,
-                reader,
-                self._tower.image_size,
-                self._batch_size,
-                self._device,
-                bar.update,
-                resize=self._tower.resize,
-            )
-        return Images(reader.keys, reader.labels, features)
 
     def _texts(self, question: Question, kind: str | None) -> Texts:
         if kind is None:
@@ -112,99 +114,49 @@ class Features:
             provenance.check(self._trained, texts, question.facets, question.center)
         centers = self._tower.centers
         center = _get(centers, question.center, "center of kind") if centers else {}
-        return Texts(texts.keys, text_features(texts, question.facets, center))
+        return Texts(texts.keys, lambda rows: text_features(texts, question.facets, center, rows))
 
     def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
         """Texts encoded by the tower itself, in the order of a store."""
         folder = _get(self._datasets, question.dataset, "data set")
         rows = captions.of_kind(folder / captions.FILE, kind)
-        texts = rows["text"].to_list()
-        features = encoded_features(encoder, texts, self._batch_size, question.language)
-        return Texts(rows["key"].to_list(), features)
-
-
-@torch.inference_mode()
-def image_features(
-    encode: Callable[[Tensor], Tensor],
-    reader: ImageReader,
-    image_size: int,
-    batch_size: int,
-    device: torch.device,
-    on_batch: Callable[[int], Any],
-    *,
-    resize: str = "fit",
-) -> Tensor:
-    """Features of all images of a data set.
-
-    Args:
-        encode: (B, 3, H, W) pixels in [0, 1] -> (B, d).
-        reader: I images.
-        image_size: side of the square images, in pixels.
-        batch_size: images per forward pass.
-        device: of `encode`.
-        on_batch: called with the number of images after each batch.
-        resize: how images are made square; a name of `flame.data.pixels.RESIZES`.
-
-    Returns:
-        (I, d) float32, unit norm, on the CPU.
-    """
-    features = []
-    for rows in torch.arange(len(reader)).split(batch_size):
-        images = reader.load(rows.numpy(), image_size, resize).to(device).float() / 255
-        features.append(normalize(encode(images).float(), dim=-1).cpu())
-        on_batch(len(rows))
-    return torch.cat(features)
-
-
-def backbone_features(tower: Tower, images: Tensor) -> Tensor:
-    """Backbone features before the projector, for linear probes.
-
-    For a ViT, the mean of the patch tokens after the last block, without the final norm, as in the
-    official release (`visual_only`); for other backbones, the pooled feature.
-
-    Args:
-        tower: a tower with a timm backbone; its projector is not used.
-        images: (B, 3, H, W) pixels in [0, 1].
-
-    Returns:
-        (B, C).
-
-    Raises:
-        ValueError: the backbone is not from timm.
-    """
-    if not isinstance(tower, Tower):
-        raise ValueError(
-            "linear probes need a timm backbone, which a pretrained tower does not have"
+        # All in their order, as features depend on the others in a batch by rounding.
+        features = encoded_features(
+            encoder,
+            rows["text"].to_list(),
+            self._batch_size,
+            question.language,
+            device=self._device,
+            precision=self._precision,
         )
-    pixels = (images - tower.mean) / tower.std
-    if not hasattr(tower.visual, "num_prefix_tokens"):
-        return tower.visual(pixels)
-    (tokens,) = tower.visual.forward_intermediates(
-        pixels, indices=1, norm=False, output_fmt="NLC", intermediates_only=True
-    )
-    return tokens.mean(dim=1)
+        return Texts(rows["key"].to_list(), features.__getitem__)
 
 
 def text_features(
-    texts: Embeddings, facets: Sequence[str], centers: Mapping[str, Tensor]
+    texts: Embeddings,
+    facets: Sequence[str],
+    centers: Mapping[str, Tensor],
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """One vector per caption: the normalised mean of its facets, which are not normalised.
 
     Args:
-        texts: embeddings of T captions.
+        texts: embeddings of captions.
         facets: names of the facets to average.
         centers: facet -> (d,), mean vector of the training captions to subtract first; empty to
             subtract nothing.
+        rows: numbers of T captions; all by default.
 
     Returns:
         (T, d) float32, unit norm.
     """
-    return torch.cat(
-        [
-            directions(torch.from_numpy(texts.rows(rows.numpy(), facets)), facets, centers)
-            for rows in torch.arange(len(texts.keys)).split(1024)
-        ]
-    )
+    chosen = torch.arange(len(texts.keys)) if rows is None else torch.as_tensor(rows)
+    found, done = torch.empty(len(chosen), texts.dim), 0
+    for part in chosen.split(READ_ROWS):
+        vectors = torch.from_numpy(texts.rows(part.numpy(), facets))
+        found[done : done + len(part)] = directions(vectors, facets, centers)
+        done += len(part)
+    return found
 
 
 def directions(vectors: Tensor, facets: Sequence[str], centers: Mapping[str, Tensor]) -> Tensor:
@@ -222,9 +174,14 @@ def directions(vectors: Tensor, facets: Sequence[str], centers: Mapping[str, Ten
     return normalize((vectors.float() - center).mean(dim=1), dim=-1)
 
 
-@torch.inference_mode()
 def encoded_features(
-    encoder: TextEncoder, texts: Sequence[str], batch_size: int, language: str | None = None
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    batch_size: int,
+    language: str | None = None,
+    *,
+    device: torch.device | None = None,
+    precision: Precision = "float32",
 ) -> Tensor:
     """One vector per text, from the tower's own text encoder.
 
@@ -233,13 +190,22 @@ def encoded_features(
         texts: T texts.
         batch_size: texts per forward pass.
         language: of the texts; None means English.
+        device: of the encoder; the CPU by default.
+        precision: of the forward passes.
 
     Returns:
         (T, d) float32, unit norm, on the CPU.
     """
-    starts = range(0, len(texts), batch_size)
-    parts = [encoder.encode_text(texts[start : start + batch_size], language) for start in starts]
-    return torch.cat([normalize(part.float(), dim=-1).cpu() for part in parts])
+    parts = [
+        unit_vectors(
+            lambda some: encoder.encode_text(some, language),
+            texts[start : start + batch_size],
+            device or torch.device("cpu"),
+            precision,
+        ).cpu()
+        for start in range(0, len(texts), batch_size)
+    ]
+    return torch.cat(parts)
 
 
 def _get(table: Mapping[str, T], key: str | None, what: str) -> T:

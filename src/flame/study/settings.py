@@ -190,6 +190,7 @@ class EvaluateSettings(Section):
 
     run: str
     questions: tuple[Question, ...]
+    precision: Literal["float32", "bfloat16"] = "float32"
     bootstrap: Bootstrap
     version: int
 

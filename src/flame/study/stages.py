@@ -118,6 +118,7 @@ def evaluate(study: Study, training: str, bundle: str) -> EvaluateSettings:
     return EvaluateSettings(
         run=training,
         questions=study.questions(training, bundle),
+        precision=study.evaluation.precision,
         bootstrap=study.bootstrap,
         version=VERSION["evaluate"],
     )

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from pydantic import Field
 
-from flame.study.schema.benchmarks import FEWSHOT, Benchmark, Bootstrap, Overhead
+from flame.study.schema.benchmarks import FEWSHOT, Benchmark, Bootstrap, Evaluation, Overhead
 from flame.study.schema.data import Captioner, Dataset, PublishedCaptions
 from flame.study.schema.figures import Figure
 from flame.study.schema.llms import LLM, Embedding, Facet, Prompt
@@ -50,6 +50,7 @@ class Study(Section):
     recipes: dict[str, Recipe]
     runs: dict[str, Run]
     benchmarks: dict[str, Benchmark]
+    evaluation: Evaluation = Evaluation()
     bootstrap: Bootstrap = Bootstrap()
     tables: dict[str, Table]
     appendix: dict[str, AppendixTable] = Field(default={})

@@ -8,6 +8,7 @@ tower's own text encoder.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import NamedTuple
 
@@ -29,13 +30,19 @@ class Images(NamedTuple):
     """(I, d) float, unit norm."""
 
 
-class Texts(NamedTuple):
+@dataclass(frozen=True)
+class Texts:
     """T captions or class texts of one kind, in the order of the data set's captions."""
 
     keys: Sequence[str]
     """Image, or class, that each text belongs to."""
-    features: Tensor
-    """(T, d) float, unit norm."""
+    read: Callable[[Sequence[int]], Tensor]
+    """Rows -> their features (n, d) float, unit norm."""
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(T, d) float, unit norm, of all texts; a task that can do without should use `read`."""
+        return self.read(range(len(self.keys)))
 
 
 @dataclass(frozen=True, slots=True)

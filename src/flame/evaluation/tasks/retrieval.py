@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flame.evaluation.tasks import Answer, Asked, Hits, Images, Texts
+from flame.runtime.device import device_of
 
 RANKS = (1, 5, 10)
 
@@ -62,7 +63,7 @@ def _side(given: Images | Texts, numbers: dict[str, int]) -> _Side:
 def best_at(
     queries: Tensor, gallery: Tensor, ranks: Sequence[int], *, chunk: int = 1024
 ) -> dict[int, Tensor]:
-    """The k best entries of a gallery for each query.
+    """The k best entries of a gallery for each query; computed on the GPU if there is one.
 
     Args:
         queries: (Q, d).
@@ -74,9 +75,11 @@ def best_at(
         k -> (Q, k) int, best first.
     """
     best: dict[int, list[Tensor]] = {k: [] for k in ranks}
+    device = device_of()
+    gallery = gallery.to(device)
     for part in queries.split(chunk):
-        scores = part @ gallery.T
+        scores = part.to(device) @ gallery.T
         for k in ranks:
             # One topk per k: with equal scores, the first of the top 10 may differ from the top 1.
-            best[k].append(scores.topk(min(k, len(gallery)), dim=1).indices)
+            best[k].append(scores.topk(min(k, len(gallery)), dim=1).indices.cpu())
     return {k: torch.cat(parts) for k, parts in best.items()}

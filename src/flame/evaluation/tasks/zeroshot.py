@@ -4,11 +4,15 @@ The protocol equals `clip_benchmark.metrics.zeroshot_classification`, down to th
 scores.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from flame.evaluation.tasks import Answer, Asked, Hits
+from flame.runtime.device import device_of
 from flame.runtime.errors import known
 
 
@@ -19,13 +23,17 @@ def evaluate(asked: Asked) -> Answer:
         ValueError: an image has no label, or one without a text.
     """
     images, texts = asked.images(), asked.texts(asked.question.captions)
-    classes = {label: c for c, label in enumerate(dict.fromkeys(texts.keys))}
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(texts.keys):
+        rows_of[key].append(row)
+    classes = {label: c for c, label in enumerate(rows_of)}
     for key, label in zip(images.keys, images.labels, strict=True):
         if label not in classes:
             raise ValueError(f"label of image {key!r} has no class text: {known(label, classes)}")
     target = torch.tensor([classes[str(label)] for label in images.labels])
-    text_class = torch.tensor([classes[key] for key in texts.keys])
-    best = top_classes(images.features, class_vectors(texts.features, text_class))
+    # Class by class: all texts of ImageNet in English would be 80,000 vectors.
+    vectors = class_vectors(texts.read(rows) for rows in rows_of.values())
+    best = top_classes(images.features, vectors)
     hits = best == target[:, None]
     metrics = {
         f"top{k}": Hits(images.keys, hits[:, :k].any(dim=1)) for k in sorted({1, hits.shape[1]})
@@ -33,24 +41,21 @@ def evaluate(asked: Asked) -> Answer:
     return Answer(metrics, images=len(images.keys), texts=len(texts.keys), unjoined=0)
 
 
-def class_vectors(texts: Tensor, text_class: Tensor) -> Tensor:
+def class_vectors(texts: Iterable[Tensor]) -> Tensor:
     """Mean direction of each class's texts.
 
     Args:
-        texts: (T, d), one row per class and template.
-        text_class: (T,) int in [0, C).
+        texts: of each of C classes, (n, d), one row per template.
 
     Returns:
         (C, d), unit norm.
     """
-    directions = normalize(texts, dim=-1)
-    num_classes = int(text_class.max()) + 1
-    means = [directions[text_class == c].mean(dim=0) for c in range(num_classes)]
+    means = [normalize(own, dim=-1).mean(dim=0) for own in texts]
     return normalize(torch.stack(means), dim=-1)
 
 
 def top_classes(images: Tensor, classes: Tensor, *, chunk: int = 4096) -> Tensor:
-    """Nearest classes of every image, best first.
+    """Nearest classes of every image, best first; computed on the GPU if there is one.
 
     Args:
         images: (I, d), unit norm.
@@ -63,4 +68,7 @@ def top_classes(images: Tensor, classes: Tensor, *, chunk: int = 4096) -> Tensor
     # The first of the top 5, not an argmax: classes of the same name, as in ImageNet, have equal
     # scores, and clip_benchmark takes the first of its topk.
     k = 5 if len(classes) >= 5 else 1
-    return torch.cat([(part @ classes.T).topk(k, dim=1).indices for part in images.split(chunk)])
+    device = device_of()
+    classes = classes.to(device)
+    scores = (part.to(device) @ classes.T for part in images.split(chunk))
+    return torch.cat([score.topk(k, dim=1).indices.cpu() for score in scores])

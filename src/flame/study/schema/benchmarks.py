@@ -79,6 +79,15 @@ class Benchmark(Section):
         return self
 
 
+class Evaluation(Section):
+    """How towers are evaluated."""
+
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of forward passes; bfloat16: autocast. Similarities are float32 in both",
+    )
+
+
 class Bootstrap(Section):
     """Bootstrap over queries, for every 95 % interval."""
 
