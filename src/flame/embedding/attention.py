@@ -68,6 +68,42 @@ def masked_attention(
     return (weights.view(scores.shape) @ value).view(query.shape)
 
 
+def grouped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float,
+) -> torch.Tensor:
+    """The same as `masked_attention` by a kernel that keeps no scores in memory.
+
+    The query heads that share a key head become rows of one head: the kernels of torch that take a
+    mask want as many key heads as query heads.
+
+    Args:
+        query: (B, H, Q, E).
+        key: (B, G, L, E).
+        value: (B, G, L, E).
+        mask: (B, 1, H / G * Q, L), 0 or -inf: that of `masked_attention`, H / G times.
+        scaling: factor of the scores.
+
+    Returns:
+        (B, H, Q, E).
+    """
+    rows = query.reshape(*key.shape[:2], -1, query.shape[-1])
+    return scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling).view(
+        query.shape
+    )
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; a GPU copies it while the CPU goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class Layout:
     """Positions of the tokens of a batch, and what each token may attend to."""
 
@@ -78,48 +114,65 @@ class Layout:
         *,
         positions: Literal["restart", "running"],
         dtype: torch.dtype,
+        device: torch.device | None = None,
+        attention: Literal["matmul", "sdpa"] = "matmul",
     ):
         """Lay out a batch.
 
         Args:
-            prefix_lens: (B,) tokens of each caption's prefix.
+            prefix_lens: (B,) tokens of each caption's prefix, on the CPU.
             facet_lens: tokens of each of the K suffixes.
             positions: whether position ids restart after the prefix for each facet, or run on
                 through all facets.
             dtype: of the attention's queries.
+            device: of the attention; the CPU by default.
+            attention: how the suffix tokens attend, see `flame.embedding.speed`.
         """
-        self.prefix_lens, self.facet_lens, self.dtype = prefix_lens, facet_lens, dtype
+        device = device or prefix_lens.device
+        self.facet_lens, self.dtype, self.attention = facet_lens, dtype, attention
         self.prefix = int(prefix_lens.max())
-        device = prefix_lens.device
         if positions == "restart":
             offsets = torch.cat([torch.arange(n) for n in facet_lens])
         else:
             offsets = torch.arange(sum(facet_lens))
-        ahead = torch.arange(self.prefix, device=device).expand(len(prefix_lens), -1)
-        self.positions = torch.cat([ahead, prefix_lens[:, None] + offsets.to(device)], dim=1)
-        self.answers = torch.tensor(facet_lens, device=device).cumsum(0) - 1
-        self._masks: dict[int | None, torch.Tensor] = {}
+        ahead = torch.arange(self.prefix).expand(len(prefix_lens), -1)
+        all_positions = torch.cat([ahead, prefix_lens[:, None] + offsets], dim=1)
+        self._last_position = int(all_positions.max())
+        self.positions = moved(all_positions, device)
+        self.prefix_lens = moved(prefix_lens, device)
+        self.answers = moved(torch.tensor(facet_lens).cumsum(0) - 1, device)
+        self._masks: dict[tuple[int | None, int], torch.Tensor] = {}
 
     @cached_property
     def _visible(self) -> torch.Tensor:
         """(B, S, L) bool: what the suffix tokens may attend to, ignoring sliding windows."""
-        mask = facet_mask(self.prefix, self.facet_lens)[self.prefix :].to(self.positions.device)
+        mask = facet_mask(self.prefix, self.facet_lens)[self.prefix :]
+        mask = moved(mask, self.positions.device)
         columns = torch.arange(mask.shape[1], device=mask.device)
         real = (columns < self.prefix_lens[:, None]) | (columns >= self.prefix)
         return mask & real[:, None]
 
-    def suffix_mask(self, window: int | None) -> torch.Tensor:
-        """(B, 1, S, L) additive mask of the suffix tokens, in layers with this window (tokens)."""
-        if window is not None and int(self.positions.max()) < window:
+    def suffix_mask(self, window: int | None, repeats: int = 1) -> torch.Tensor:
+        """Additive mask of the suffix tokens, (B, 1, repeats * S, L).
+
+        Args:
+            window: tokens that a token sees in this layer; None: all before it.
+            repeats: how often the mask is repeated, for heads that became rows.
+        """
+        if window is not None and self._last_position < window:
             window = None
-        if window not in self._masks:
+        if (window, repeats) not in self._masks:
             visible = self._visible
             if window is not None:
                 queries = self.positions[:, self.prefix :, None]
                 visible = visible & (queries - self.positions[:, None] < window)
-            mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-            self._masks[window] = mask.masked_fill_(~visible, -torch.inf)[:, None]
-        return self._masks[window]
+            visible = visible.repeat(1, repeats, 1)
+            *rows, columns = visible.shape
+            # Kernels copy a mask whose rows do not start at multiples of 16 elements.
+            width = columns if repeats == 1 else -(-columns // 16) * 16
+            mask = torch.zeros(*rows, width, dtype=self.dtype, device=visible.device)[..., :columns]
+            self._masks[window, repeats] = mask.masked_fill_(~visible, -torch.inf)[:, None]
+        return self._masks[window, repeats]
 
     def attend(
         self,
@@ -144,9 +197,11 @@ class Layout:
             scale=scaling,
             enable_gqa=True,
         )
-        suffixes = masked_attention(
-            query[:, :, p:], key, value, self.suffix_mask(window), scaling=scaling
-        )
+        attend, repeats = masked_attention, 1
+        if self.attention == "sdpa":
+            attend, repeats = grouped_attention, query.shape[1] // key.shape[1]
+        mask = self.suffix_mask(window, repeats)
+        suffixes = attend(query[:, :, p:], key, value, mask, scaling=scaling)
         return torch.cat([prefix.transpose(1, 2), suffixes.transpose(1, 2)], dim=1)
 
 

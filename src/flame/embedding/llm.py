@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
-from flame.embedding.attention import ATTENTION, AnswerLayer, Layout
+from flame.embedding.attention import ATTENTION, AnswerLayer, Layout, moved
+from flame.embedding.speed import LLMSpeed, compile_layers, fuse_norms
 from flame.runtime.checksums import verify
 from flame.runtime.device import device_of, dtype_of
 from flame.study.schema.llms import LLMOptions
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
-TOKEN_BUDGET = 1024
+TOKEN_BUDGET = LLMSpeed.token_budget
 AS_PUBLISHED = LLMOptions(
     layer="last", final_norm=True, positions="restart", max_caption_tokens=None, cleanup="none"
 )
@@ -34,30 +35,86 @@ class FrozenLLM:
         *,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str = "auto",
+        speed: LLMSpeed | None = None,
     ):
         """Load a checkpoint.
+
+        A GPU gets its weights tensor by tensor from the files: the memory of the host never holds
+        them all.
 
         Args:
             checkpoint: folder with a `transformers` model and its tokenizer.
             options: how the LLM reads captions; the paper's way by default.
             dtype: of weights and activations; `auto` is bfloat16 where the hardware supports it.
             device: a torch device; `auto` is the GPU if there is one.
+            speed: speed settings; those of the device by default.
 
         Raises:
             ValueError: the checkpoint is corrupt, its architecture is not supported, or it has no
                 such layer.
         """
         verify(checkpoint)
-        self.options = options
-        self.device = device_of(device)
-        self.dtype = dtype_of(dtype, self.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        place = device_of(device)
         model = AutoModel.from_pretrained(
-            checkpoint, dtype=self.dtype, attn_implementation=ATTENTION
+            checkpoint,
+            dtype=dtype_of(dtype, place),
+            attn_implementation=ATTENTION,
+            device_map={"": place} if place.type != "cpu" else None,
         )
-        self.model = getattr(model, "language_model", model).to(self.device).eval()
+        self._take(model, AutoTokenizer.from_pretrained(checkpoint), options, speed)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        options: LLMOptions = AS_PUBLISHED,
+        *,
+        speed: LLMSpeed | None = None,
+    ) -> "FrozenLLM":
+        """Take a model that is loaded already, and change it.
+
+        Args:
+            model: base model of `transformers`, in the dtype and on the device to compute with.
+            tokenizer: its tokenizer; without one there is only `embed_tokens`.
+            options: how the LLM reads captions.
+            speed: speed settings; those of the device by default.
+
+        Raises:
+            ValueError: the architecture is not supported, or it has no such layer.
+        """
+        model.set_attn_implementation(ATTENTION)
+        encoder = cls.__new__(cls)
+        encoder._take(model, tokenizer, options, speed)
+        return encoder
+
+    @classmethod
+    def random(
+        cls,
+        config: PretrainedConfig,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "auto",
+        speed: LLMSpeed | None = None,
+    ) -> "FrozenLLM":
+        """An LLM of a given shape with random weights and no tokenizer, to measure its speed."""
+        with torch.device(device_of(device)):
+            model = AutoModel.from_config(config, dtype=dtype)
+        return cls.from_model(model, speed=speed)
+
+    def _take(
+        self, model: Any, tokenizer: Any, options: LLMOptions, speed: LLMSpeed | None
+    ) -> None:
+        self.model = getattr(model, "language_model", model).eval()
+        self.tokenizer, self.options = tokenizer, options
+        self.device, self.dtype = self.model.device, self.model.dtype
+        self.speed = speed or LLMSpeed.of(self.device)
         _check_architecture(self.model)
         self._cut(options.layer, options.final_norm)
+        if self.speed.fused_norms:
+            fuse_norms(self.model)
+        if self.speed.compile:
+            compile_layers(self.model)
 
     @property
     def dim(self) -> int:
@@ -87,14 +144,13 @@ class FrozenLLM:
                 cut[i] = captions[i][: spans[max_tokens - 1][1]]
         return cut, sum(len(a) < len(b) for a, b in zip(cut, captions, strict=True))
 
-    @torch.inference_mode()
     def embed(
         self,
         captions: Sequence[str],
         prefix: tuple[str, str],
         suffixes: Sequence[str],
         *,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
         on_batch: Callable[[int], object] = lambda _: None,
     ) -> torch.Tensor:
         """Embed captions: the hidden state at the last token of each facet.
@@ -103,34 +159,67 @@ class FrozenLLM:
             captions: N texts, used verbatim.
             prefix: text before and after the caption in the prefix that all facets share.
             suffixes: the K facet suffixes.
-            token_budget: tokens of a batch, including padding; affects speed, and results only by
-                rounding.
-            on_batch: called after each batch with its number of captions.
+            token_budget: as in `embed_tokens`.
+            on_batch: as in `embed_tokens`.
 
         Returns:
             (N, K, D) float32 on the CPU, in the order of `captions`.
         """
-        prefixes = self.prefixes(captions, prefix)
-        endings = self.endings(prefix[1], suffixes)
-        tail = torch.tensor([*chain(*endings)])
-        out = torch.empty(len(prefixes), len(endings), self.dim)
-        for rows in plan([len(ids) for ids in prefixes], len(tail), token_budget):
-            batch = [torch.tensor(prefixes[row]) for row in rows]
-            layout = Layout(
-                torch.tensor([len(ids) for ids in batch], device=self.device),
-                [len(ids) for ids in endings],
-                positions=self.options.positions,
-                dtype=self.dtype,
-            )
-            # The padding is never attended to.
-            padded = nn.utils.rnn.pad_sequence(batch, batch_first=True)
-            ids = torch.cat([padded, tail.expand(len(rows), -1)], dim=1)
-            states = self.model(
-                ids.to(self.device), position_ids=layout.positions, facets=layout, use_cache=False
-            )
-            out[rows] = states.last_hidden_state.float().cpu()
+        return self.embed_tokens(
+            self.prefixes(captions, prefix),
+            self.endings(prefix[1], suffixes),
+            token_budget=token_budget,
+            on_batch=on_batch,
+        )
+
+    @torch.inference_mode()
+    def embed_tokens(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        endings: Sequence[Sequence[int]],
+        *,
+        token_budget: int | None = None,
+        on_batch: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """The same for captions that are tokenized already.
+
+        Args:
+            prefixes: tokens of each of the N prefixes, as returned by `prefixes`.
+            endings: tokens of each of the K suffixes, as returned by `endings`.
+            token_budget: tokens of a batch, including padding; affects speed, and results only by
+                rounding. That of the speed settings by default.
+            on_batch: called after each batch with its number of captions. A GPU may still be
+                computing it.
+
+        Returns:
+            (N, K, D) float32 on the CPU, in the order of `prefixes`.
+        """
+        tail = sum(map(len, endings))
+        results = _Results(torch.empty(len(prefixes), len(endings), self.dim))
+        budget = token_budget or self.speed.token_budget
+        for rows in plan([len(ids) for ids in prefixes], tail, budget):
+            results.put(rows, self._states([prefixes[row] for row in rows], endings))
             on_batch(len(rows))
-        return out
+        return results.all()
+
+    def _states(
+        self, prefixes: Sequence[Sequence[int]], endings: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """(B, K, D) hidden states of a batch at the last token of each facet."""
+        layout = Layout(
+            torch.tensor([len(ids) for ids in prefixes]),
+            [len(ids) for ids in endings],
+            positions=self.options.positions,
+            dtype=self.dtype,
+            device=self.device,
+            attention=self.speed.attention,
+        )
+        # The padding is never attended to.
+        padded = nn.utils.rnn.pad_sequence([*map(torch.tensor, prefixes)], batch_first=True)
+        tail = torch.tensor([*chain(*endings)])
+        ids = moved(torch.cat([padded, tail.expand(len(prefixes), -1)], dim=1), self.device)
+        states = self.model(ids, position_ids=layout.positions, facets=layout, use_cache=False)
+        return states.last_hidden_state
 
     def _cut(self, layer: int | Literal["last"], final_norm: bool) -> None:
         """Keep the layers up to `layer`, and compute the last one at the answer positions only."""
@@ -176,6 +265,38 @@ class FrozenLLM:
                     f"suffix {suffix!r} does not start a new token after the prefix's end {after!r}"
                 )
         return [ids[len(head) :] for ids in joint]
+
+
+class _Results:
+    """Rows of results on the CPU. A GPU's are copied one batch late, while it computes the next."""
+
+    def __init__(self, out: torch.Tensor) -> None:
+        self._out = out
+        self._late: tuple[Sequence[int], torch.Tensor, torch.cuda.Event] | None = None
+
+    def put(self, rows: Sequence[int], values: torch.Tensor) -> None:
+        """Take the results of some rows, of any float type and on any device."""
+        if values.device.type != "cuda":
+            self._out[rows] = values.float().cpu()
+            return
+        self._fetch()
+        pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        pinned.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._late = rows, pinned, copied
+
+    def all(self) -> torch.Tensor:
+        """All rows, once they are there."""
+        self._fetch()
+        return self._out
+
+    def _fetch(self) -> None:
+        if self._late is not None:
+            rows, pinned, copied = self._late
+            copied.synchronize()
+            self._out[rows] = pinned.float()
+            self._late = None
 
 
 def cleaned(text: str) -> str:
