@@ -8,6 +8,7 @@ import torch
 
 from flame.data.images import ImageReader
 from flame.evaluation import records
+from flame.evaluation.decoding import Decoder
 from flame.evaluation.fewshot import classify, draw, pictures, used_images, word_grids
 from flame.evaluation.vocabulary import Mapper, Speaker
 from flame.runtime import command, progress
@@ -29,6 +30,7 @@ def fewshot(
     settings: FewShotSettings,
     threads: int = 1,
     batch_size: int = 64,
+    workers: int = 0,
 ) -> None:
     """Let the frozen LLM classify images from the words that the tower maps them to.
 
@@ -43,6 +45,7 @@ def fewshot(
         settings: the trials.
         threads: CPU threads.
         batch_size: images per forward pass; affects speed and memory only.
+        workers: processes that decode images; 0 decodes in this one.
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
@@ -52,7 +55,7 @@ def fewshot(
         trial: draw(reader.labels, trial, chosen.episodes, settings.seed) for trial in chosen.trials
     }
     speaker = Speaker(llm)
-    mapper = Mapper.open(model, llm, speaker, stores, settings, batch_size)
+    mapper = Mapper.open(model, llm, speaker, stores, settings, batch_size, Decoder(workers))
     shown = pictures(reader.labels, chosen.pictures)
     used = used_images(episodes)
     texts = dict(zip(used, mapper.texts(reader, used, chosen.pool), strict=True))

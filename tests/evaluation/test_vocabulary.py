@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flame.embedding import checkpoints, store
 from flame.evaluation.vocabulary import (
@@ -22,6 +22,7 @@ from flame.evaluation.vocabulary import (
     pool,
 )
 from flame.runtime import checksums
+from flame.runtime.device import dtype_of
 from flame.study.schema.runs import Backbone, Recipe
 from flame.study.settings import FlameTraining
 from flame.towers.flame import FlameTower
@@ -183,6 +184,21 @@ def test_words_are_those_of_the_causal_model(llm):
     words = speaker.words(states[None])
     assert torch.equal(words.tokens[0], probabilities.argmax(dim=-1))
     torch.testing.assert_close(words.probabilities[0], probabilities.amax(dim=-1))
+
+
+def test_a_bfloat16_checkpoint_speaks_as_transformers_runs_it(llm, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16).eval()
+    plain.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(llm).save_pretrained(tmp_path)
+    speaker = Speaker(tmp_path)
+    dtype = dtype_of("auto", speaker.head.device)
+    assert {parameter.dtype for parameter in speaker.model.parameters()} == {dtype}
+    assert torch.equal(speaker.head, plain.get_output_embeddings().weight.float())
+    ids = speaker.start() + speaker.ids("the quick brown fox jumps over the lazy dog")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    with torch.inference_mode():
+        states = plain.base_model(torch.tensor([ids])).last_hidden_state
+    assert torch.equal(speaker.read(ids)[0], states[0, -1].float())
 
 
 def test_reading_in_pieces_is_reading_at_once(llm):

@@ -50,6 +50,7 @@ rule fewshot:
         mem_mb=growing(2500),
         runtime=growing(4 * HOUR),
         batch_size=64,
+        workers=0,
     params:
         program=program,
         settings=param("fewshot", "settings"),
@@ -58,7 +59,8 @@ rule fewshot:
         "{params.program} flame.fewshot --model {input.model} --llm {input.llm}"
         " --dataset {input.dataset} --stores {input.stores} --out {output.metrics}"
         " --hits {output.hits} --words {output.words} --settings {params.settings:q}"
-        " --threads {threads} --batch-size {resources.batch_size} 2>&1 | tee {log}"
+        " --threads {threads} --batch-size {resources.batch_size}"
+        " --workers {resources.workers} 2>&1 | tee {log}"
 
 
 rule overhead:

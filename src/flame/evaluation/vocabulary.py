@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flame.data.images import ImageReader
 from flame.embedding import provenance
 from flame.embedding.store import SHARD_ROWS, Embeddings, by_kind
+from flame.evaluation.decoding import Decoder
 from flame.runtime.checksums import sha256, verify
 from flame.runtime.device import device_of, dtype_of
 from flame.runtime.errors import known
@@ -161,6 +162,9 @@ class Speaker:
     def __init__(self, checkpoint: Path) -> None:
         """Load a checkpoint on the GPU if there is one, in bfloat16 where the hardware supports it.
 
+        Weights are read in the precision that they are stored in, straight onto the device: 2 bytes
+        a parameter of a bfloat16 checkpoint, and V x D x 4 of the head.
+
         Args:
             checkpoint: folder with a `transformers` model and its tokenizer. The head may be that
                 of a causal LM or tied to the token embeddings.
@@ -170,9 +174,10 @@ class Speaker:
         """
         verify(checkpoint)
         device = device_of()
+        dtype = dtype_of("auto", device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True
+            checkpoint, dtype="auto", device_map={"": device}, output_loading_info=True
         )
         model, info = loaded
         if info["missing_keys"]:
@@ -181,8 +186,10 @@ class Speaker:
                 "have random weights; vocabulary mapping needs an LLM with a head, or a tied one"
             )
         # Scores in bfloat16 would tie: its resolution near 16 is 1/8.
-        self.head: Tensor = model.get_output_embeddings().weight.detach().clone().to(device)
-        self.model: Any = model.base_model.to(device, dtype_of("auto", device)).eval()
+        self.head: Tensor = model.get_output_embeddings().weight.detach().float()
+        self.model: Any = model.base_model.eval()
+        if model.dtype != dtype:
+            self.model.to(dtype)
         self.num_layers: int = model.config.num_hidden_layers
         self.max_tokens: int = model.config.max_position_embeddings
 
@@ -256,6 +263,7 @@ class Mapper:
         speaker: Speaker,
         where: Place,
         batch_size: int,
+        decoder: Decoder,
     ) -> None:
         """Combine the parts.
 
@@ -265,10 +273,12 @@ class Mapper:
             speaker: the LLM on whose embeddings it was trained.
             where: place of the facet that features are read as.
             batch_size: images per forward pass.
+            decoder: of the images.
         """
         self._tower = dilated(tower, training).to(speaker.head.device)
         self._image_size = training.backbone.image_size
-        self._speaker, self._where, self._batch_size = speaker, where, batch_size
+        self._speaker, self._where = speaker, where
+        self._batch_size, self._decoder = batch_size, decoder
 
     @classmethod
     def open(
@@ -279,6 +289,7 @@ class Mapper:
         stores: Sequence[Path],
         settings: FewShotSettings,
         batch_size: int,
+        decoder: Decoder | None = None,
     ) -> "Mapper":
         """Mapper of a trained tower, with the place of its features from its training captions.
 
@@ -289,6 +300,7 @@ class Mapper:
             stores: embedding stores of the training captions, every part of the kind in `settings`.
             settings: kind and facet that features are read as.
             batch_size: images per forward pass.
+            decoder: of the images; in this process by default.
 
         Raises:
             ValueError: the tower, the stores and the LLM's head do not belong together.
@@ -314,15 +326,16 @@ class Mapper:
             raise ValueError(
                 f"the tower has no center of {kind} captions and facet {known(facet, centers)}"
             )
-        return cls(tower, training, speaker, place(texts, facet, centers.get(facet)), batch_size)
+        where = place(texts, facet, centers.get(facet))
+        return cls(tower, training, speaker, where, batch_size, decoder or Decoder())
 
     def words(self, reader: ImageReader, images: Sequence[int], side: int) -> Words:
         """Words of some images, (B, p, p) with p = `side`."""
-        parts = []
-        for start in range(0, len(images), self._batch_size):
-            rows = images[start : start + self._batch_size]
-            pixels = reader.load(rows, self._image_size).to(self._speaker.head.device)
-            features = pool(patch_features(self._tower, pixels.float() / 255), side)
+        parts, device = [], self._speaker.head.device
+        decoded = self._decoder.batches(reader, images, self._image_size, "fit", self._batch_size)
+        for batch in decoded:
+            pixels = batch.to(device, non_blocking=True).float() / 255
+            features = pool(patch_features(self._tower, pixels), side)
             parts.append(self._speaker.words(hidden_states(features, self._where)))
         return Words(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
