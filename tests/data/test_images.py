@@ -1,4 +1,4 @@
-"""Shards are tars with true offsets, images come out upright in RGB, augmentation never flips."""
+"""Shards are tars with true offsets; images come out upright in RGB."""
 
 import io
 import pickle
@@ -14,7 +14,6 @@ from flame.data.datasets import Sample
 from flame.data.images import ImageReader
 from flame.data.pixels import ImageError
 from flame.data.shards import ShardWriter
-from flame.training.augment import augment
 
 EXIF_ORIENTATION, TURNED_RIGHT = 0x0112, 6
 
@@ -169,38 +168,3 @@ def test_broken_image_is_named(tmp_path):
     reader.read(0)
     with pytest.raises(ImageError, match=rf"'k1' in .*shard-00000.tar at byte {offset}"):
         reader.read(1)
-
-
-def test_augment_without_range_changes_nothing():
-    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    same = augment(images, torch.Generator(), scale=(1, 1), shift=0)
-    assert torch.equal(same, images.float() / 255)
-
-
-def test_shift_moves_whole_pixels_and_repeats_the_edge():
-    images = torch.rand(64, 3, 8, 8)
-    moved = augment(images, torch.Generator().manual_seed(0), scale=(1, 1), shift=2)
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
-    windows = torch.stack([padded[:, :, y : y + 8, x : x + 8] for y in range(5) for x in range(5)])
-    gaps = (windows - moved).abs().amax((2, 3, 4))
-    assert gaps.min(0).values.max() < 1e-5
-    assert len(set(gaps.argmin(0).tolist())) > 15
-
-
-def test_crops_stay_inside_and_are_never_flipped():
-    ramp = torch.linspace(0, 1, 16).expand(100, 3, 16, 16)
-    crops = augment(ramp, torch.Generator().manual_seed(0), scale=(0.5, 1), shift=0)
-    assert (crops.diff(dim=-1) >= 0).all()
-    assert crops.min() >= 0
-    assert crops.max() <= 1
-    width = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
-    assert 0.68 < width.min() < 0.75
-    assert width.max() > 0.95
-
-
-def test_same_generator_gives_the_same_crops():
-    images = torch.rand(4, 3, 8, 8)
-    one, two = (
-        augment(images, torch.Generator().manual_seed(5), scale=(0.5, 1), shift=2) for _ in range(2)
-    )
-    assert torch.equal(one, two)

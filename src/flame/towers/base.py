@@ -38,11 +38,13 @@ class Tower(nn.Module):
         image_size: height and width of the input, in pixels.
         resize: how images are made square; a key of `flame.data.pixels.RESIZES`.
         centers: what training subtracted from the text embeddings; empty if nothing.
+        trains_texts: whether the texts of `forward` have a gradient.
     """
 
     mean: Tensor
     std: Tensor
     resize = "fit"
+    trains_texts = False
 
     def __init__(self, backbone: Backbone, recipe: Recipe, dim: int) -> None:
         super().__init__()
@@ -83,6 +85,18 @@ class Tower(nn.Module):
         Args:
             facets: (caption kind, facet) of each target facet.
         """
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: the backbone cannot.
+        """
+        try:
+            self.visual.set_grad_checkpointing()
+        except (AttributeError, AssertionError) as error:  # timm's answers
+            name = type(self.visual).__name__
+            raise ValueError(f"{name} of timm has no gradient checkpointing") from error
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

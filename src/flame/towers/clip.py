@@ -26,6 +26,8 @@ class ClipTower(Tower):
     The recipe's settings of projector and centers do not apply.
     """
 
+    trains_texts = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -52,6 +54,11 @@ class ClipTower(Tower):
             output_dim=self.dim,
         )
 
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass; see `Tower`."""
+        super().checkpoint_activations()
+        self.text.set_grad_checkpointing()
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Image features (B, D); see `Tower`."""
         return self.projection(self.visual(self._pixels(images)))
@@ -72,7 +79,8 @@ class ClipTower(Tower):
         ends = tokens.argmax(dim=-1)
         length = int(ends.max()) + 1
         x = text.token_embedding(tokens[:, :length]) + text.positional_embedding[:length]
-        with _attention(tokens.device):
+        # Checkpointing recomputes outside of this block, where the kernel would be another.
+        with nullcontext() if text.transformer.grad_checkpointing else _attention(tokens.device):
             x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
         x = x[torch.arange(len(x), device=x.device), ends]
         return text.ln_final(x) @ text.text_projection

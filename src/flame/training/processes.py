@@ -93,6 +93,11 @@ def gather(features: Tensor) -> Tensor:
     return _Gathered.apply(features) if dist.is_initialized() else features
 
 
+def batch_norms(tower: nn.Module) -> list[nn.Module]:
+    """Layers of a tower that mix the images of a batch."""
+    return [each for each in tower.modules() if isinstance(each, _BatchNorm)]
+
+
 def sync_batch_norm(tower: nn.Module, place: Place) -> None:
     """Let every BatchNorm of a tower use the statistics of the whole batch, where torch can.
 
@@ -105,7 +110,7 @@ def sync_batch_norm(tower: nn.Module, place: Place) -> None:
         tower: before it is wrapped by `DistributedDataParallel`.
         place: of this process.
     """
-    norms = [type(each) for each in tower.modules() if isinstance(each, _BatchNorm)]
+    norms = batch_norms(tower)
     if place.processes == 1 or not norms:
         return
     if place.device.type == "cuda":

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from flame.towers.base import Tower
+from flame.training.processes import batch_norms
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -27,3 +30,27 @@ class Speed:
 
 
 DEFAULT = Speed()
+
+
+def check(speed: Speed, tower: Tower, images: int) -> None:
+    """Refuse settings with which a tower would learn something else.
+
+    Args:
+        speed: the settings.
+        tower: to be trained.
+        images: in the batch of a process.
+
+    Raises:
+        ValueError: the tower has BatchNorm, and sees the batch in parts, or sees it twice.
+    """
+    if not batch_norms(tower):
+        return
+    if speed.micro_batch != "auto" and speed.micro_batch < images:
+        raise ValueError(
+            f"micro_batch {speed.micro_batch} of {images} images: BatchNorm needs the statistics "
+            "of all; use micro_batch auto, or more processes"
+        )
+    if speed.grad_checkpointing == "always":
+        raise ValueError(
+            "grad_checkpointing always: BatchNorm would count every batch twice; use never"
+        )

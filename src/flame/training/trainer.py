@@ -16,22 +16,22 @@ from typing import TextIO
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flame.runtime import progress
 from flame.runtime.device import dtype_of
 from flame.runtime.resumable import write_atomic
 from flame.study.settings import Training
-from flame.towers.base import Tower
-from flame.training import processes
-from flame.training.augment import augment
+from flame.towers.base import Outputs, Tower
+from flame.training import microbatch, processes
+from flame.training.augment import crop, draw_crops
 from flame.training.batches import Batch, Schedule, generator
 from flame.training.loss import step_loss
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.training.processes import Place
-from flame.training.speed import DEFAULT, Speed
+from flame.training.speed import DEFAULT, Speed, check
 
 LOG_LINES = 500  # per run, approximately
 
@@ -65,13 +65,12 @@ class Trainer:
         if recipe.warmup_steps >= len(batches):
             raise ValueError(f"warmup_steps {recipe.warmup_steps} of only {len(batches)} steps")
         self.settings, self.batches = settings, batches
-        self.folder, self.place, self.speed = folder, place, speed
+        self.folder, self.place = folder, place
         tower.match(batches.facets)
         self._step_loss = step_loss(settings, batches.facets)
         processes.sync_batch_norm(tower, place)
         self.tower = tower.to(place.device).train()
-        # DistributedDataParallel averages gradients in the backward pass.
-        self.wrapped = DistributedDataParallel(tower) if dist.is_initialized() else tower
+        self.wrapped = self._prepare(speed)
         self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
         self.optimizer = adamw(tower, recipe)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
@@ -83,6 +82,22 @@ class Trainer:
             raise ValueError(
                 f"processes see checkpoints of steps {seen} in {folder}: is it shared?"
             )
+
+    def _prepare(self, speed: Speed) -> Tower | DistributedDataParallel:
+        """Set up the speed settings; returns the tower, wrapped to average gradients."""
+        images = self.settings.recipe.batch_size // self.place.processes
+        check(speed, self.tower, images)
+        self.micro_batch = images if speed.micro_batch == "auto" else speed.micro_batch
+        if speed.grad_checkpointing == "always":
+            self.tower.checkpoint_activations()
+        if not dist.is_initialized():
+            return self.tower
+        return DistributedDataParallel(
+            self.tower,
+            # All other buffers are constants.
+            broadcast_buffers=bool(processes.batch_norms(self.tower)),
+            gradient_as_bucket_view=True,
+        )
 
     def run(self, loader: Iterable[Batch]) -> None:
         """Run the remaining steps."""
@@ -116,31 +131,13 @@ class Trainer:
         Returns:
             Its line of the log.
         """
-        recipe, device = self.settings.recipe, self.place.device
+        recipe = self.settings.recipe
         lr = learning_rate(self.step, len(self.batches), recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The randomness of a step depends on its number only, so a checkpoint holds no RNG state.
-        # Dropout and stochastic depth differ between processes. Crops do not: all processes draw
-        # those of the whole batch.
-        first, own = ((self.settings.seed, self.step, rank) for rank in (0, self.place.rank))
-        torch.manual_seed(generator("dropout", *own).initial_seed())
-        pixels = augment(
-            batch.images.to(device, non_blocking=True),
-            generator("augment", *first),
-            scale=recipe.augment.scale,
-            shift=recipe.augment.shift,
-            rank=self.place.rank,
-            processes=self.place.processes,
-        )
-        texts = batch.texts.to(device, non_blocking=True)
-        columns = batch.columns.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
-            outputs = self.wrapped(pixels, texts, columns)
-        loss = self._step_loss(outputs, batch.columns)
-        loss.backward()
+        loss, scale = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
-        logged = torch.stack([processes.mean(loss.detach()), norm, outputs.scale])
+        logged = torch.stack([processes.mean(loss), norm, scale])
         self.loss, grad_norm, inverse_tau = logged.tolist()
         line = {
             "step": self.step + 1,
@@ -157,6 +154,42 @@ class Trainer:
         self.tower.clamp_scale()
         self.step += 1
         return line
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a batch to the parameters; returns the loss and 1/tau.
+
+        The randomness of a step depends on its number only, so a checkpoint holds no RNG state.
+        Crops are the same in any number of processes and micro-batches, which draw those of the
+        whole batch. Dropout and stochastic depth differ.
+        """
+        device, augment = self.place.device, self.settings.recipe.augment
+        images, texts, columns = (each.to(device, non_blocking=True) for each in batch)
+        parts = microbatch.split(len(images), self.micro_batch)
+        purpose = self.settings.seed, self.step
+        crops = draw_crops(
+            len(images),
+            (images.shape[-2], images.shape[-1]),
+            generator("augment", *purpose, 0),
+            scale=augment.scale,
+            shift=augment.shift,
+            rank=self.place.rank,
+            processes=self.place.processes,
+        )
+        if crops is not None:
+            crops = crops.to(device, non_blocking=True)
+
+        def forward(module: nn.Module, number: int) -> Outputs:
+            part = parts[number]
+            own = (number,) if number else ()
+            torch.manual_seed(generator("dropout", *purpose, self.place.rank, *own).initial_seed())
+            pixels = crop(images[part], None if crops is None else crops[part])
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+                return module(pixels, texts[part], columns)
+
+        def loss(outputs: Outputs) -> Tensor:
+            return self._step_loss(outputs, batch.columns)
+
+        return microbatch.backward(self.wrapped, forward, len(parts), loss)
 
     def _last_checkpoint(self) -> str:
         if not self.checkpoint.exists():
