@@ -22,6 +22,7 @@ from flame.towers.base import Tower
 from flame.towers.load import create, load, save
 from flame.training import curve, processes
 from flame.training.loader import loader
+from flame.training.monitor import NOTHING, Monitor, Monitoring
 from flame.training.pairs import Batches, Pairs, Texts
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed
@@ -42,6 +43,7 @@ def train(
     cache_mb: int = 2048,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     speed: Speed = DEFAULT,
+    monitoring: Monitoring = NOTHING,
 ) -> None:
     """Train one run; under `torchrun`, in several processes.
 
@@ -61,6 +63,7 @@ def train(
         cache_mb: images, and texts of a kind, are kept in memory if they fit into this many MiB.
         device: where to compute; auto: on the GPU if there is one.
         speed: micro-batches, gradient checkpointing and compilation.
+        monitoring: validation, kept weights and a profile.
     """
     torch.set_num_threads(threads)
     words = (captions or images) / FILE
@@ -68,19 +71,16 @@ def train(
     texts, targets = _texts(settings, words, stores, cache_mb << 20)
     pairs = _pairs(images, texts, targets, settings, cache_mb << 20)
     fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
+    about = _about(settings, pairs, texts)
     with processes.joined(device) as place, _output(out, fingerprint, place) as folder:
         batches = _batches(pairs, settings, place)
-        torch.manual_seed(settings.seed)
         tower = _tower(settings, texts, base)
         training = Trainer(tower, batches, settings, folder, place, speed)
-        if place.rank == 0:
-            log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
-            if training.step:
-                log.info("resuming from step %d of %d", training.step, len(batches))
+        _announce(training, pairs)
         pin = place.device.type == "cuda"
-        training.run(loader(batches, first=training.step, workers=workers, pin_memory=pin))
-        if place.rank == 0:
-            _finish(training, pairs, texts)
+        ahead = loader(batches, first=training.step, workers=workers, pin_memory=pin)
+        training.run(ahead, _monitor(monitoring, training, about))
+        _finish(training, about)
 
 
 def sources(
@@ -134,6 +134,7 @@ def _texts(
 
 def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
     """The tower before the first step."""
+    torch.manual_seed(settings.seed)
     if isinstance(settings, FlameTraining):
         stores = _stores(texts)
         tower = create(settings, next(iter(stores.values())).dim)
@@ -209,19 +210,66 @@ def _output(out: Path, fingerprint: Mapping[str, Any], place: Place) -> Iterator
         yield folder
 
 
-def _finish(training: Trainer, pairs: Pairs, texts: Mapping[str, Texts]) -> None:
+def _announce(training: Trainer, pairs: Pairs) -> None:
+    if training.place.rank != 0:
+        return
+    log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
+    if training.step:
+        log.info("resuming from step %d of %d", training.step, len(training.batches))
+
+
+def _about(settings: Training, pairs: Pairs, texts: Mapping[str, Texts]) -> dict[str, Any]:
+    """What the record of a run says of its data."""
+    about: dict[str, Any] = {"pairs": {"used": pairs.used, "skipped": pairs.skipped}}
+    if isinstance(settings, FlameTraining):
+        about["texts"] = provenance.describe(_stores(texts), settings.targets)
+    return about
+
+
+def _monitor(asked: Monitoring, training: Trainer, about: Mapping[str, Any]) -> Monitor:
+    validate = None
+    if asked.validation.questions:
+        # Imported here because most trainings validate nothing.
+        from flame.evaluation.validation import Validation
+
+        validate = Validation(
+            training.tower,
+            asked.validation,
+            asked.validation_datasets,
+            asked.validation_stores,
+            place=training.place,
+            bfloat16=training.bfloat16,
+            trained=about.get("texts"),
+        )
+    return Monitor(
+        training.folder,
+        training.batches,
+        training.place,
+        validate=validate,
+        every=asked.validation.every,
+        save=lambda folder: _save(training, folder, about),
+        keep_epochs=asked.keep_epochs,
+        profile_steps=asked.profile_steps,
+    )
+
+
+def _save(training: Trainer, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the tower as it is, with its record."""
     record: dict[str, Any] = {
         "settings": training.settings.model_dump(mode="json"),
         "dim": training.tower.dim,
-        "pairs": {"used": pairs.used, "skipped": pairs.skipped},
         "steps": training.step,
         "seconds": round(training.seconds, 1),
         "loss": training.loss,
         "versions": {"flame": __version__} | {name: version(name) for name in ("torch", "timm")},
     }
-    if isinstance(training.settings, FlameTraining):
-        record["texts"] = provenance.describe(_stores(texts), training.settings.targets)
-    save(training.tower, training.folder, record)
+    save(training.tower, folder, {**record, **about})
+
+
+def _finish(training: Trainer, about: Mapping[str, Any]) -> None:
+    if training.place.rank != 0:
+        return
+    _save(training, training.folder, about)
     curve.draw(
         training.folder / "log.jsonl",
         training.folder / "loss.png",

@@ -131,6 +131,16 @@ BAD = {
         "flame-7",
         ["runs.long-clip.base: no CLIP run 'flame-7'", "known: clip, clip-small"],
     ),
+    "unknown benchmark in a validation": (
+        "runs/clip/validation",
+        {"benchmarks": ["Flickr"]},
+        ["runs.clip.validation.benchmarks: unknown benchmark 'Flickr'", "ShareGPT4V-val"],
+    ),
+    "validation that trains a classifier": (
+        "validation",
+        {"benchmarks": ["MSCOCO", "DTD probe"]},
+        ["validation.benchmarks: 'DTD probe' is no validation, because its task 'probe' needs"],
+    ),
     "unknown text tower": (
         "runs/clip/text_tower",
         "transfomer",

@@ -5,6 +5,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile, ancient
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from flame.runtime import failures
 from flame.runtime.checksums import sha256
-from flame.study import files, jobs
+from flame.study import files, jobs, stages
 from flame.study.load import StudyError, load
 
 
@@ -86,6 +87,19 @@ def sources(wildcards, input):
     """Flags of what only some runs have: embeddings, captions, or a run to start from."""
     given = {name: input.get(name) for name in ("stores", "captions", "base")}
     return " ".join(f"--{name} {paths}" for name, paths in given.items() if paths)
+
+
+def validation(wildcards, input):
+    """Flags of what is validated during a training, where anything is.
+
+    As in `program`, they are no reason to rerun: no weights depend on them.
+    """
+    if not input.get("validation_datasets"):
+        return ""
+    settings = quote(stages.validation(study, wildcards.run).model_dump_json())
+    given = {name: input.get(name) for name in ("validation_datasets", "validation_stores")}
+    paths = [f"--{name.replace('_', '-')} {paths}" for name, paths in given.items() if paths]
+    return f"--validation {settings} {' '.join(paths)}"
 
 
 def claims_overhead(wildcards, input):

@@ -20,14 +20,19 @@ rule train:
         micro_batch="auto",
         grad_checkpointing="auto",
         compile="none",
+        keep_epochs=0,
+        profile_steps=0,
     params:
         program=trainer,
         sources=sources,
+        validation=validation,
         settings=param("train", "settings"),
         origin=param("train", "origin"),
     shell:
         "{params.program} flame.train --images {input.images} {params.sources}"
+        " {params.validation}"
         " --out {output} --settings {params.settings:q} --threads {threads}"
         " --workers {resources.workers} --cache-mb {resources.cache_mb}"
         " --micro-batch {resources.micro_batch} --compile {resources.compile}"
-        " --grad-checkpointing {resources.grad_checkpointing} 2>&1 | tee {log}"
+        " --grad-checkpointing {resources.grad_checkpointing}"
+        " --keep-epochs {resources.keep_epochs} --profile-steps {resources.profile_steps} 2>&1 | tee {log}"

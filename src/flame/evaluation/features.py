@@ -51,6 +51,7 @@ class Features:
         questions: Sequence[Question] = (),
         precision: Precision = "float32",
         decoder: Decoder | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Keep the inputs; nothing is computed yet.
 
@@ -66,8 +67,9 @@ class Features:
                 need are computed in one pass.
             precision: of the tower's forward passes.
             decoder: of the images; in this process by default.
+            device: of the tower; by default a GPU if there is one.
         """
-        self._device = device_of()
+        self._device = device or device_of()
         self._tower = tower.to(self._device)
         self._batch_size, self._trained, self._precision = batch_size, trained, precision
         self._datasets = {path.name: path for path in datasets}

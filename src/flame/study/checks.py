@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flame.runtime.errors import known
-from flame.study.schema.benchmarks import Benchmark, task_names
+from flame.study.schema.benchmarks import FEWSHOT, Benchmark, task_names
 from flame.study.schema.llms import FolderCheckpoint
-from flame.study.schema.runs import ClipRun, FlameRun, LongClipRun, Run
+from flame.study.schema.runs import ClipRun, FlameRun, LongClipRun, PretrainedRun, Run, Validation
 from flame.study.schema.tables import Measure
 from flame.study.study import Study
 
@@ -41,6 +41,8 @@ def mistakes(study: Study) -> Mistakes:
             yield f"datasets.{name}.captioner", f"unknown captioner {captioners}"
     for name, run in study.runs.items():
         yield from _run_mistakes(study, f"runs.{name}", run)
+    if study.validation is not None:
+        yield from _validation_mistakes(study, "validation", study.validation)
     for name, benchmark in study.benchmarks.items():
         yield from _benchmark_mistakes(study, f"benchmarks.{name}", benchmark)
     for path, run_names, measures in _uses(study):
@@ -120,6 +122,8 @@ def _run_mistakes(study: Study, path: str, run: Run) -> Mistakes:
         yield f"{path}.base", f"no CLIP run {known(run.base, clips)}"
     if isinstance(run, FlameRun):
         yield from _target_mistakes(study, path, run)
+    if not isinstance(run, PretrainedRun) and run.validation is not None:
+        yield from _validation_mistakes(study, f"{path}.validation", run.validation)
 
 
 def _target_mistakes(study: Study, path: str, run: FlameRun) -> Mistakes:
@@ -135,6 +139,20 @@ def _target_mistakes(study: Study, path: str, run: FlameRun) -> Mistakes:
         for facet in choice if isinstance(choice, tuple) else ():
             if facet not in embedded:
                 yield here, f"facet not embedded by prompt {prompt!r}: {known(facet, embedded)}"
+
+
+def _validation_mistakes(study: Study, path: str, validation: Validation) -> Mistakes:
+    fitting = [n for n, b in study.benchmarks.items() if b.task not in (FEWSHOT, "probe")]
+    for name in validation.benchmarks:
+        if name not in study.benchmarks:
+            yield f"{path}.benchmarks", f"unknown benchmark {known(name, fitting)}"
+        elif name not in fitting:
+            task = study.benchmarks[name].task
+            yield (
+                f"{path}.benchmarks",
+                f"{name!r} is no validation, because its task {task!r} needs more than images and "
+                f"texts; fitting: {', '.join(fitting)}",
+            )
 
 
 def _benchmark_mistakes(study: Study, path: str, benchmark: Benchmark) -> Mistakes:

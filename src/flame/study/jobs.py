@@ -168,6 +168,7 @@ def train(study: Study, run: str) -> Job:
     if isinstance(chosen, FlameRun):
         read = stores(study, chosen.llm, study.bundle(dataset), chosen.targets)
     own = [k for k in study.baseline_kinds(run) if study.captioner_of(dataset, k)]
+    validated, texts = _validated(study, run)
     inputs: dict[str, Paths] = {
         "images": files.dataset(dataset),
         "stores": read,
@@ -175,12 +176,25 @@ def train(study: Study, run: str) -> Job:
         "captions": list(dict.fromkeys(captions_of(study, dataset, kind) for kind in own)),
         "llm": _llm(study, run),
         "base": files.output("train", run=base) if base else [],
+        "validation_datasets": validated,
+        "validation_stores": texts,
     }
     params = {
         "settings": stages.train(study, run).model_dump_json(),
         "origin": json.dumps(origin.train(study, run)),
     }
-    return Job(inputs, params, ancient=("stores",))
+    # No weights depend on what is validated.
+    return Job(inputs, params, ancient=("stores", "validation_datasets", "validation_stores"))
+
+
+def _validated(study: Study, run: str) -> tuple[list[str], list[str]]:
+    """Data sets, and stores of their texts, that a training is validated on."""
+    asked, llm = study.validation_questions(run), study.llm_of(run)
+    kinds = dict.fromkeys(
+        (study.bundle(q.dataset), kind) for q in asked for kind in (q.captions, q.negatives) if kind
+    )
+    read = [path for bundle, kind in kinds if llm for path in stores(study, llm, bundle, [kind])]
+    return [files.dataset(name) for name in dict.fromkeys(q.dataset for q in asked)], read
 
 
 def tower(study: Study, run: str) -> str:

@@ -195,6 +195,14 @@ class EvaluateSettings(Section):
     version: int
 
 
+class ValidationSettings(Section):
+    """What is validated during a training. It decides no weights, so it is in no fingerprint."""
+
+    questions: tuple[Question, ...] = ()
+    every: PositiveInt = Field(default=1, description="epochs between two validations")
+    images: PositiveInt | None = Field(default=None, description="of each data set; null: all")
+
+
 class FewShotSettings(Section):
     """A few-shot benchmark, resolved for one run."""
 

@@ -25,6 +25,7 @@ from flame.study.settings import (
     ReleasedTower,
     TableSettings,
     Training,
+    ValidationSettings,
 )
 from flame.study.study import Study
 
@@ -95,8 +96,16 @@ def train(study: Study, training: str) -> Training:
     }
     if isinstance(run, ClipRun):
         return ClipTraining(captions=run.captions, **shared)
-    own = run.model_dump(exclude={"method", "base", "dataset", "recipe", "seeds"})
+    own = run.model_dump(exclude={"method", "base", "dataset", "recipe", "seeds", "validation"})
     return LongClipTraining(**own, **shared)
+
+
+def validation(study: Study, training: str) -> ValidationSettings:
+    """Settings of what is validated during a training."""
+    questions, chosen = study.validation_questions(training), study.validation_of(training)
+    if chosen is None:
+        return ValidationSettings()
+    return ValidationSettings(questions=questions, every=chosen.every, images=chosen.images)
 
 
 def tower(study: Study, training: str) -> PretrainedTower | ReleasedTower:

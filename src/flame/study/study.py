@@ -20,6 +20,7 @@ from flame.study.schema.runs import (
     Recipe,
     Run,
     TextTower,
+    Validation,
 )
 from flame.study.schema.section import Section
 from flame.study.schema.tables import AppendixTable, Claim, Measure, Table
@@ -57,6 +58,9 @@ class Study(Section):
     figures: dict[str, Figure] = Field(default={})
     claims: dict[str, Claim] = Field(default={})
     overhead: Overhead | None = None
+    validation: Validation | None = Field(
+        default=None, description="of every training whose run has none of its own"
+    )
     max_skipped: float = Field(
         default=0.01, ge=0, le=1, description="share of rows a stage may skip before it fails"
     )
@@ -220,6 +224,11 @@ class Study(Section):
                 return long, short
         return ()
 
+    def validation_of(self, training: str) -> Validation | None:
+        """What is validated during a training."""
+        run = self.run(training)
+        return (run.validation or self.validation) if self._is_trained(run) else None
+
     # --- benchmarks and results -------------------------------------------------------------
 
     def evaluated_in(self, benchmark: str) -> str:
@@ -249,6 +258,14 @@ class Study(Section):
             for name, benchmark in self.benchmarks.items()
             if benchmark.task != FEWSHOT and bundle in (None, self.evaluated_in(name))
         )
+
+    def validation_questions(self, training: str) -> tuple[Question, ...]:
+        """Benchmarks that are validated during a training, in the order of their list."""
+        validation = self.validation_of(training)
+        names = validation.benchmarks if validation else ()
+        bundles = dict.fromkeys(self.bundle(self.benchmarks[name].dataset) for name in names)
+        asked = [question for bundle in bundles for question in self.questions(training, bundle)]
+        return tuple(question for name in names for question in asked if question.benchmark == name)
 
     def _question_facets(self, training: str, benchmark: Benchmark) -> tuple[str, ...]:
         if benchmark.captions is None:

@@ -1,17 +1,14 @@
 """Training loop of a tower: steps, log, checkpoints, resuming."""
 
 import hashlib
-import json
+import logging
 import math
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,10 +25,15 @@ from flame.towers.base import Outputs, Tower
 from flame.training import microbatch, processes
 from flame.training.augment import crop, draw_crops
 from flame.training.batches import Batch, Schedule, generator
+from flame.training.clock import Clock
+from flame.training.log import Log
 from flame.training.loss import step_loss
+from flame.training.monitor import Monitor
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed, check
+
+log = logging.getLogger(__name__)
 
 LOG_LINES = 500  # per run, approximately
 
@@ -99,31 +101,45 @@ class Trainer:
             gradient_as_bucket_view=True,
         )
 
-    def run(self, loader: Iterable[Batch]) -> None:
-        """Run the remaining steps."""
+    def run(self, loader: Iterable[Batch], monitor: Monitor | None = None) -> None:
+        """Run the remaining steps.
+
+        Args:
+            loader: their batches.
+            monitor: what is done between steps; nothing by default.
+        """
         recipe, steps = self.settings.recipe, len(self.batches)
         every = max(1, steps // LOG_LINES)
-        clock = _Clock(self.seconds)
+        clock = Clock(self.seconds, recipe.batch_size, self.place.device)
+        monitor = monitor or Monitor(self.folder, self.batches, self.place)
         done, total = self.step * recipe.batch_size, steps * recipe.batch_size
         title = f"train {self.settings.run}"
         with (
-            _open_log(self.folder, self.step, self.place) as lines,
+            Log(self.folder, self.step, self.place) as lines,
             _stop_signal() as stopping,
             progress.bar(total, "images", title, done=done, shown=self.place.rank == 0) as bar,
+            monitor.profiled() as profiled,
         ):
+            with clock.stopped():
+                monitor.start(self.step, lines)
             for batch in clock.waiting(loader):
                 line = self.advance(batch)
                 self.seconds = clock.seconds
                 bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
                 bar.update(recipe.batch_size)
                 if self.step % every == 0 or self.step == steps:
-                    lines.write(json.dumps(line | clock.rates(recipe.batch_size)) + "\n")
+                    lines.write(line | clock.rates())
+                profiled()
+                with clock.stopped():
+                    monitor.after(self.step, lines)
                 # The signal may reach processes at different steps, but all must stop at the same.
                 stop = processes.any_of(stopping.is_set(), self.place.device)
                 if clock.due(60 * recipe.checkpoint_minutes) or stop:
                     self._save()
                 if stop:
                     sys.exit(128 + signal.SIGTERM)
+        if self.place.rank == 0:
+            log.info("%s", clock.summary())
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """Run one step.
@@ -227,52 +243,6 @@ class Trainer:
         self.loss = float(numbers["loss"])
 
 
-class _Clock:
-    """Time of a training run, and the share of it spent waiting for data."""
-
-    def __init__(self, before: float) -> None:
-        """Start the clock; `before` is the time of interrupted runs, in seconds."""
-        self._start = time.monotonic() - before
-        self._saved = self._read = time.monotonic()
-        self._waited, self._steps = 0.0, 0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the whole run."""
-        return time.monotonic() - self._start
-
-    def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Batches of a loader; measures the time spent waiting for them."""
-        batches = iter(loader)
-        while True:
-            begin = time.monotonic()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            self._waited += time.monotonic() - begin
-            self._steps += 1
-            yield batch
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """Images per second, and the share of time spent waiting for data, since the last call."""
-        span = time.monotonic() - self._read
-        rates = {
-            "images_per_second": round(self._steps * batch_size / span, 1),
-            "data_wait": round(self._waited / span, 4),
-        }
-        self._read += span
-        self._waited, self._steps = 0.0, 0
-        return rates
-
-    def due(self, seconds: float) -> bool:
-        """Whether this many seconds have passed since this was last true."""
-        now = time.monotonic()
-        if now - self._saved < seconds:
-            return False
-        self._saved = now
-        return True
-
-
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256()
@@ -291,14 +261,3 @@ def _stop_signal() -> Iterator[threading.Event]:
         yield stopping
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _open_log(folder: Path, step: int, place: Place) -> TextIO:
-    """Log of the run, without the steps that an interrupted run made after its checkpoint."""
-    if place.rank != 0:  # only the first process writes the log
-        return open(os.devnull, "w")
-    path = folder / "log.jsonl"
-    old = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = "".join(line for line in old if line.endswith("\n") and json.loads(line)["step"] <= step)
-    write_atomic(path, kept.encode())
-    return path.open("a", buffering=1)

@@ -148,10 +148,23 @@ class HubFile(Section):
     file: str
 
 
+class Validation(Section):
+    """What is measured of a tower during its training. It changes no weights."""
+
+    benchmarks: tuple[str, ...] = Field(min_length=1, description="names of `benchmarks`")
+    every: PositiveInt = Field(default=1, description="epochs between two validations")
+    images: PositiveInt | None = Field(
+        default=None, description="evenly spread images of each data set; null: all"
+    )
+
+
 class _Run(Section):
     recipe: str
     seeds: tuple[NonNegativeInt, ...] | None = Field(
         default=None, description="one training per seed; null: the study's seeds"
+    )
+    validation: Validation | None = Field(
+        default=None, description="during training; null: the study's validation"
     )
 
 
