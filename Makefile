@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench storage docs docs-results lock unlock clean
+.PHONY: help setup table6 all plan report tiny test test-faults test-slurm test-conda lint format bench bench-gpu storage docs docs-results lock unlock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -77,6 +77,9 @@ bench: setup ## benchmarks against the alternatives, as ratios
 	$(BIN)/snakemake --cores $(CORES) resources/llms/smollm2-135m
 	$(BIN)/python bench/embed.py resources/llms/smollm2-135m
 	$(BIN)/python bench/store.py
+
+bench-gpu: setup ## the paper's shapes on this machine's GPU, in ten minutes (docs/gpu.md)
+	$(BIN)/python bench/gpu.py
 
 storage: table6 ## error of 8-bit stores, and recall of flame-7 trained on them
 	$(BIN)/python bench/storage.py

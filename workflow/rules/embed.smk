@@ -27,7 +27,7 @@ rule embed:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=memory("embed"),
+        mem_mb=growing(2500),
         runtime=growing(12 * HOUR),
         token_budget=1024,
     params:

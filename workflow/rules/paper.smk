@@ -15,7 +15,7 @@ rule table:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=memory("table"),
+        mem_mb=growing(1000),
         runtime=growing(10),
     params:
         program=program,
@@ -40,7 +40,7 @@ rule claims:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=memory("claims"),
+        mem_mb=growing(1000),
         runtime=growing(10),
     params:
         program=program,
@@ -67,7 +67,7 @@ rule appendix:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=memory("appendix"),
+        mem_mb=growing(1000),
         runtime=growing(10),
     params:
         program=program,
@@ -96,7 +96,7 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=memory("figure"),
+        mem_mb=growing(1000),
         runtime=growing(10),
     params:
         program=program,
