@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,8 @@ from flame import embed as stage
 from flame.embedding import checkpoints
 from flame.embedding.llm import FrozenLLM, cleaned
 from flame.embedding.store import Embeddings
-from flame.runtime import command
+from flame.runtime import checksums, command
+from flame.runtime.checksums import seal, sha256
 from flame.study.settings import EmbedSettings
 
 SETTINGS = EmbedSettings(
@@ -141,7 +143,7 @@ def test_an_interruption_at_any_batch_leaves_no_trace(
         pass
 
     class Failing(FrozenLLM):
-        def embed(self, *args, on_batch, **kwargs):
+        def embed_tokens(self, *args, on_batch, **kwargs):
             def count(captions):
                 nonlocal batches
                 batches -= 1
@@ -149,7 +151,7 @@ def test_an_interruption_at_any_batch_leaves_no_trace(
                     raise Interrupted
                 on_batch(captions)
 
-            return super().embed(*args, on_batch=count, **kwargs)
+            return super().embed_tokens(*args, on_batch=count, **kwargs)
 
     out = tmp_path / "0.zarr"
     with monkeypatch.context() as patch:
@@ -183,6 +185,34 @@ def test_parts_are_slices_of_the_whole(inputs, expected, tmp_path):
         assert joined.keys == whole.keys
         rows = np.arange(len(whole.keys))
         np.testing.assert_allclose(joined.rows(rows), whole.rows(rows), atol=2e-2, rtol=2e-2)
+
+
+def test_a_job_hashes_no_large_file_that_is_as_it_was_when_it_was_sealed(
+    inputs, expected, tmp_path, monkeypatch
+):
+    hashed = []
+
+    def counted(path):
+        hashed.append(path.name)
+        return sha256(path)
+
+    for module in (checksums, stage):
+        monkeypatch.setattr(module, "sha256", counted)
+    monkeypatch.setattr(checksums, "LARGE", 20_000)
+    for name in ("llm", "scenes", "few"):
+        shutil.copytree(inputs / name, tmp_path / name)
+    old = time.time() - 60
+    large = [tmp_path / "llm/model.safetensors", tmp_path / "scenes/captions.parquet"]
+    for path in large:
+        assert path.stat().st_size > checksums.LARGE
+        os.utime(path, (old, old))
+        seal(path.parent)
+    hashed.clear()
+    run(tmp_path, tmp_path / "0.zarr")
+    assert "flame.json" in hashed
+    assert not {path.name for path in large} & {*hashed} - {"captions.parquet"}
+    assert hashed.count("captions.parquet") == 1  # that of the small data set, which is not sealed
+    assert content(tmp_path / "0.zarr") == content(expected)
 
 
 def test_unknown_names_are_told_with_the_known_ones(inputs, tmp_path):

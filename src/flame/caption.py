@@ -18,7 +18,7 @@ from flame.captioning.join import (
 from flame.captioning.parts import PART, merge_chunks, total_counts
 from flame.data.captions import FILE
 from flame.runtime import command
-from flame.runtime.checksums import seal, sha256
+from flame.runtime.checksums import digest, seal, sha256
 from flame.runtime.resumable import resumable, write_atomic
 from flame.study.schema.data import PublishedCaptions
 from flame.study.settings import CaptionSettings, CaptionsSettings
@@ -72,7 +72,7 @@ def join(images: Path, parts: list[Path], out: Path, settings: CaptionsSettings)
     about = ordered(parts, images, settings)
     origin = settings.model_dump(mode="json") | {
         "inputs": {str(i): sha256(path) for i, path in enumerate(about)},
-        "own": sha256(images / FILE),
+        "own": digest(images / FILE),
     }
     with resumable(out, origin) as folder:
         captions = folder / FILE

@@ -1,19 +1,33 @@
-"""Captions -> facet embeddings of a frozen LLM: one part of a store."""
+"""Captions -> facet embeddings of a frozen LLM: one part of a store.
+
+Memory of the host besides that of the program:
+
+- the captions of the part, about 250 bytes and twice its characters each, and 4 bytes for every
+  other caption of its kind in the data sets;
+- two shards of vectors, 512 x K x D x (2 x 4 + 2) bytes;
+- on a CPU the weights of the LLM. A GPU gets them straight from their files, a few tensors at a
+  time; the pages of the files count as used memory, but the system may drop them.
+"""
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import torch
 
-from flame.data.captions import FILE, of_kind
+from flame.data.captions import FILE, part_of_kind
 from flame.embedding import store
-from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM
+from flame.embedding.llm import FrozenLLM
+from flame.embedding.speed import LLMSpeed
 from flame.runtime import command, progress
-from flame.runtime.checksums import sha256
+from flame.runtime.checksums import digest, sha256
+from flame.runtime.device import device_of
 from flame.runtime.errors import known
-from flame.runtime.parts import rows_of
 from flame.runtime.resumable import resumable
 from flame.study.settings import EmbedSettings
 
@@ -26,7 +40,8 @@ def embed(
     out: Path,
     settings: EmbedSettings,
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | Literal["auto"] = "auto",
+    compile: Literal["auto", "yes", "no"] = "auto",
     threads: int | None = None,
 ) -> None:
     """Embed one part of the captions of a kind.
@@ -36,21 +51,33 @@ def embed(
         datasets: folders of the data sets, named as in the settings.
         out: Zarr store to write; an interrupted job resumes at the first missing shard.
         settings: the prompt, how the LLM reads, and the rows of this part.
-        token_budget: tokens per batch; affects speed, and results only by rounding.
+        token_budget: tokens per batch, including padding; by default what suits the device. Affects
+            speed, and results only by rounding.
+        compile: whether the layers of the LLM are compiled, likewise.
         threads: CPU threads; all by default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     captions = _captions(datasets, settings)
-    encoder = FrozenLLM(llm, settings)
+    encoder = FrozenLLM(llm, settings, speed=_speed(token_budget, compile))
     origin = settings.model_dump(mode="json") | {
         "checkpoint": sha256(llm / "flame.json"),
-        "inputs": {folder.name: sha256(folder / FILE) for folder in datasets},
+        "inputs": {folder.name: digest(folder / FILE) for folder in datasets},
         "made_with": {name: version(name) for name in ("torch", "transformers", "zarr")}
         | {"dtype": str(encoder.dtype)},
     }
     with resumable(out, origin) as folder:
-        _write(folder, origin, captions, encoder, settings, token_budget)
+        _write(folder, origin, captions, encoder, settings)
+
+
+def _speed(token_budget: int | Literal["auto"], compile: Literal["auto", "yes", "no"]) -> LLMSpeed:
+    """Speed settings of the device, but for those that were chosen."""
+    speed = LLMSpeed.of(device_of())
+    if token_budget != "auto":
+        speed = replace(speed, token_budget=token_budget)
+    if compile != "auto":
+        speed = replace(speed, compile=compile == "yes")
+    return speed
 
 
 def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.DataFrame]:
@@ -60,9 +87,9 @@ def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.Dat
     for name in settings.datasets:
         if name not in folders:
             raise ValueError(f"no folder given for data set {known(name, folders)}")
-        rows = of_kind(folders[name] / FILE, settings.kind)
-        own = rows_of(len(rows), settings.part, settings.parts)
-        captions[name] = rows[own.start : own.stop]
+        captions[name] = part_of_kind(
+            folders[name] / FILE, settings.kind, settings.part, settings.parts
+        )
     return captions
 
 
@@ -72,7 +99,6 @@ def _write(
     captions: dict[str, pl.DataFrame],
     encoder: FrozenLLM,
     settings: EmbedSettings,
-    token_budget: int,
 ) -> None:
     """Embed the shards that the store in `folder` lacks.
 
@@ -99,15 +125,34 @@ def _write(
         log.info("kept %d of %d captions from an interrupted job", done, total)
     title = f"embed {settings.kind} {settings.part + 1}/{settings.parts}"
     with progress.bar(total, "captions", title, done=done) as bar:
-        for name, rows in missing:
-            vectors = encoder.embed(
-                texts[name][rows.start : rows.stop],
-                settings.prefix,
-                list(settings.facets.values()),
-                token_budget=token_budget,
-                on_batch=bar.update,
-            )
-            writers[name].write(rows, vectors.numpy())
+        _embed_shards(missing, texts, encoder, settings, writers, bar.update)
+
+
+def _embed_shards(
+    shards: Sequence[tuple[str, range]],
+    texts: Mapping[str, Sequence[str]],
+    encoder: FrozenLLM,
+    settings: EmbedSettings,
+    writers: Mapping[str, store.Writer],
+    on_batch: Callable[[int], object],
+) -> None:
+    """Embed shards in order; while one is computed, the next is tokenized and the last written."""
+    endings = encoder.endings(settings.prefix[1], [*settings.facets.values()])
+
+    def tokenized(number: int) -> list[list[int]]:
+        if number == len(shards):
+            return []
+        name, rows = shards[number]
+        return encoder.prefixes(texts[name][rows.start : rows.stop], settings.prefix)
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        coming, written = ahead.submit(tokenized, 0), behind.submit(lambda: None)
+        for number, (name, rows) in enumerate(shards):
+            prefixes, coming = coming.result(), ahead.submit(tokenized, number + 1)
+            vectors = encoder.embed_tokens(prefixes, endings, on_batch=on_batch)
+            written.result()
+            written = behind.submit(writers[name].write, rows, vectors.numpy())
+        written.result()
 
 
 def _prepared(

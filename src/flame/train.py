@@ -15,7 +15,7 @@ from flame.data.images import ImageReader
 from flame.embedding import provenance
 from flame.embedding.store import Embeddings, by_kind, read_attributes
 from flame.runtime import command
-from flame.runtime.checksums import sha256
+from flame.runtime.checksums import digest, sha256
 from flame.runtime.resumable import resumable
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining, Training
 from flame.towers.base import Tower
@@ -103,7 +103,7 @@ def sources(
     if stores:
         found["stores"] = [read_attributes(path) for path in sorted(stores)]
     else:
-        found["captions"] = sha256(words)
+        found["captions"] = digest(words)
     if base is not None:
         found["base"] = sha256(base / "model.safetensors")
     return found

@@ -1,10 +1,14 @@
 """captions.parquet: row n of a kind is text n, and a kind that is not there is named."""
 
+from pathlib import Path
+
+import numpy as np
 import polars as pl
 import pytest
 
 from flame.data import captions
 from flame.runtime.checksums import seal
+from flame.runtime.parts import rows_of
 
 ROWS = [
     ("b", "raw", "one", ""),
@@ -45,3 +49,38 @@ def test_an_altered_file_is_refused(path):
     pl.read_parquet(path).head(2).write_parquet(path)
     with pytest.raises(ValueError, match=r"captions\.parquet is broken"):
         captions.of_kind(path, "raw")
+
+
+def test_parts_of_a_kind_are_slices_of_it(path):
+    whole = captions.of_kind(path, "raw")
+    for parts in (1, 2, 3, 5):
+        each = [captions.part_of_kind(path, "raw", part, parts) for part in range(parts)]
+        assert [len(rows) for rows in each] == [len(rows_of(3, n, parts)) for n in range(parts)]
+        assert pl.concat(each).equals(whole)
+    with pytest.raises(ValueError, match="part 3 of 3"):
+        captions.part_of_kind(path, "raw", 3, 3)
+    with pytest.raises(ValueError, match=r"no captions of kind 'lon' .*'long'.*known: long, raw"):
+        captions.part_of_kind(path, "lon", 0, 1)
+
+
+def bytes_read() -> int:
+    """Bytes that this process has asked of files so far."""
+    about = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(about["rchar"])
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["kind after kind", "kinds mixed"])
+def test_a_part_of_a_kind_reads_little_more_than_its_rows(tmp_path, mixed):
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(150).hex() for _ in range(200_000)]  # do not compress to less than 150 bytes
+    kinds = ["raw", "long"] * 100_000 if mixed else ["raw"] * 100_000 + ["long"] * 100_000
+    keys = [f"{row:06d}" for row in range(len(texts))]
+    table = pl.DataFrame({"key": keys, "kind": kinds, "text": texts, "flags": [""] * len(texts)})
+    path = tmp_path / captions.FILE
+    table.lazy().sink_parquet(path, row_group_size=captions.ROW_GROUP)
+    before = bytes_read()
+    rows = captions.part_of_kind(path, "long", 33, 100)
+    spent = bytes_read() - before
+    assert rows.equals(captions.of_kind(path, "long")[33_000:34_000])
+    # At most the row groups at both ends, of which each holds 8 % of the file.
+    assert spent < 0.2 * path.stat().st_size

@@ -6,10 +6,11 @@ import zipfile
 import gguf
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from flame.embedding import checkpoints
 from flame.runtime.checksums import sha256
+from tests.loopback import Loopback
 
 
 def write_gguf(file):
@@ -147,3 +148,39 @@ def test_a_reset_llm_keeps_its_shape_and_forgets_its_weights(tmp_path):
     matrices = [name for name, value in kept.items() if value.ndim == 2]
     assert not any(torch.equal(kept[name], reset[name]) for name in matrices)
     assert "reset with seed 7" in (tmp_path / "reset/flame.json").read_text()
+
+
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_only_the_weights_that_are_loaded_are_fetched(tmp_path, monkeypatch, is_sharded):
+    """Mistral's repositories hold every weight twice, the second time in its own layout."""
+    checkpoints.random("mistral", tmp_path / "own")
+    model = AutoModel.from_pretrained(tmp_path / "own")
+    AutoTokenizer.from_pretrained(tmp_path / "own").save_pretrained(tmp_path / "hub")
+    model.save_pretrained(tmp_path / "hub", max_shard_size="50KB" if is_sharded else "1GB")
+    weights = {path.name for path in (tmp_path / "hub").glob("*.safetensors")}
+    assert (len(weights) > 1) == is_sharded
+    (tmp_path / "hub/consolidated.safetensors").write_bytes(b"the same, in Mistral's layout")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    commit = "a" * 40
+    with Loopback() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.hub("owner/llm", commit, tmp_path / "hub", kind="model")
+        checkpoints.from_hub("owner/llm", commit, tmp_path / "out")
+        again = checkpoints.cached("owner/llm", commit)
+        asked = {request.path.split("/")[-1] for request in server.requests}
+    assert not [name for name in asked if "consolidated" in name]
+    described = json.loads((tmp_path / "out/flame.json").read_text())
+    assert described["sha256"] == {name: sha256(tmp_path / "hub" / name) for name in weights}
+    for folder in (tmp_path / "out", again):
+        loaded = AutoModel.from_pretrained(folder).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_index_that_names_a_missing_file_is_told(tmp_path, monkeypatch):
+    index = {"weight_map": {"norm.weight": "model-00001-of-00001.safetensors"}}
+    files = {"config.json": b"{}", checkpoints.INDEX: json.dumps(index).encode()}
+    with Loopback() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.hub("owner/llm", "a" * 40, files, kind="model")
+        with pytest.raises(ValueError, match=r"has no file 'model-00001-of-00001\.safetensors'"):
+            checkpoints.from_hub("owner/llm", "a" * 40, tmp_path / "out")

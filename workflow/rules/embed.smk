@@ -29,14 +29,15 @@ rule embed:
     resources:
         mem_mb=growing(2500),
         runtime=growing(12 * HOUR),
-        token_budget=1024,
+        token_budget="auto",
+        compile="auto",
     params:
         program=program,
         settings=param("embed", "settings"),
     shell:
         "{params.program} flame.embed --llm {input.llm} --datasets {input.datasets} --out {output}"
         " --settings {params.settings:q} --token-budget {resources.token_budget}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --compile {resources.compile} --threads {threads} 2>&1 | tee {log}"
 
 
 use rule embed as embed_training with:

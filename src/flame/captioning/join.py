@@ -1,6 +1,7 @@
 """Parts of a data set's captions -> one table with the captions it came with."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import polars as pl
 
 from flame.captioning.parts import COUNTS, description
 from flame.data import captions
-from flame.runtime.checksums import sha256, verified
+from flame.runtime.checksums import digest, verified
 from flame.runtime.parts import agreed
 from flame.runtime.resumable import write_atomic
 from flame.study.schema.data import PublishedCaptions
@@ -20,7 +21,7 @@ OWN = ("part", "made_with", "chunk", "seconds", *COUNTS)
 
 def inputs(images: Path) -> dict[str, str]:
     """Digests of the tables of a data set that captioning reads."""
-    return {name: sha256(images / f"{name}.parquet") for name in ("index", "captions")}
+    return {name: digest(images / f"{name}.parquet") for name in ("index", "captions")}
 
 
 def kinds(settings: CaptionsSettings) -> list[str]:
@@ -60,7 +61,7 @@ def write_table(
     written = replace_shared(pl.scan_parquet([*parts]), own, settings)
     kept = written.filter(pl.col("text").is_not_null())
     whole = pl.concat([own.filter(~pl.col("kind").is_in(kinds(settings))), kept])
-    write_atomic(out, whole.sink_parquet)
+    write_atomic(out, partial(whole.sink_parquet, row_group_size=captions.ROW_GROUP))
     return written
 
 

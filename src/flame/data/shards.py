@@ -90,7 +90,7 @@ class ShardWriter:
         ]
         pl.DataFrame(rows, schema=INDEX, orient="row").write_parquet(self.root / "index.parquet")
         texts = captions.table(self._captions)
-        texts.write_parquet(self.root / captions.FILE)
+        texts.write_parquet(self.root / captions.FILE, row_group_size=captions.ROW_GROUP)
         return {"images": len(rows), "captions": len(texts), "shards": self._num_shards}
 
     def _write_shard(self) -> None:

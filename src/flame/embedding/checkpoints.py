@@ -26,6 +26,7 @@ from flame.runtime.checksums import read_json, seal
 from flame.runtime.checksums import sha256 as file_sha256
 
 ARCHITECTURES = ("llama", "mistral", "gemma3_text")
+INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
 def from_package(
@@ -88,16 +89,28 @@ def from_gguf(
 
 def from_hub(repo: str, revision: str, out: Path) -> None:
     """Download a checkpoint of the Hugging Face hub (`HF_ENDPOINT` and `HF_TOKEN` are honoured)."""
-    hub.download(
-        repo,
-        revision,
-        ["*.safetensors", "*.json"],
-        out,
-        kind="model",
-        optional=["tokenizer*", "LICENSE*"],
-    )
+    optional = ["tokenizer*", "LICENSE*"]
+    hub.download(repo, revision, ["*.json"], out, kind="model", optional=optional)
+    hub.download(repo, revision, _weights(out), out, kind="model")
     hub.forget(out)
     _describe(out, f"hub:{repo}@{revision}", None)
+
+
+def cached(repo: str, revision: str | None) -> Path:
+    """Folder of a checkpoint of the hub below `HF_HOME`, downloaded if it is not there."""
+    folder = hub.cached(repo, revision, ["*.json"], optional=["tokenizer*"])
+    return hub.cached(repo, folder.name, _weights(folder))
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of the files with the weights that `transformers` loads.
+
+    A repository may hold them once more in another layout, such as Mistral's
+    `consolidated.safetensors`, of 24.5 GB.
+    """
+    if not (folder / INDEX).exists():
+        return ["model.safetensors"]
+    return sorted({*read_json(folder / INDEX)["weight_map"].values()})
 
 
 def from_folder(path: Path, out: Path) -> None:
@@ -212,4 +225,4 @@ def _describe(out: Path, origin: str, licence: str | None) -> None:
         raise ValueError(f"{origin}: no *.safetensors in {out}")
     description = {"origin": origin, "licence": licence, "sha256": weights}
     (out / "flame.json").write_text(json.dumps(description, indent=2) + "\n")
-    seal(out)
+    seal(out, digests=weights)

@@ -19,6 +19,7 @@ from flame.runtime.device import device_of, dtype_of
 from flame.study.schema.llms import LLMOptions
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+TOKENIZED = 1024  # captions at a time, as each token takes 130 bytes with its place in the text
 TOKEN_BUDGET = LLMSpeed.token_budget
 AS_PUBLISHED = LLMOptions(
     layer="last", final_norm=True, positions="restart", max_caption_tokens=None, cleanup="none"
@@ -134,14 +135,13 @@ class FrozenLLM:
         """Captions truncated to `max_tokens` tokens, and how many of them were."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
-        if not captions:  # a part of a small set may be empty, and tokenizers fail on no text
-            return [], 0
         cut = list(captions)
-        for i, spans in enumerate(
-            self._tokenize(captions, return_offsets_mapping=True)["offset_mapping"]
-        ):
-            if len(spans) > max_tokens:
-                cut[i] = captions[i][: spans[max_tokens - 1][1]]
+        for start in range(0, len(cut), TOKENIZED):
+            some = cut[start : start + TOKENIZED]
+            found = self._tokenize(some, return_offsets_mapping=True)["offset_mapping"]
+            for i, spans in enumerate(found, start):
+                if len(spans) > max_tokens:
+                    cut[i] = captions[i][: spans[max_tokens - 1][1]]
         return cut, sum(len(a) < len(b) for a, b in zip(cut, captions, strict=True))
 
     def embed(

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from flame.data import hub
 from flame.data.pixels import square, to_rgb
+from flame.embedding import checkpoints
 from flame.embedding.llm import FrozenLLM
 from flame.evaluation.features import directions
 from flame.runtime.device import device_of
@@ -30,7 +31,6 @@ from flame.towers.base import Tower
 from flame.towers.load import load as load_tower
 
 RECORD = "export.json"
-LLM_FILES = ["*.safetensors", "*.json"]
 
 
 class Flame:
@@ -68,7 +68,7 @@ class Flame:
         if not folder.is_dir():
             assert isinstance(settings.checkpoint, HubCheckpoint)
             llm = settings.checkpoint
-            folder = hub.cached(llm.id, llm.revision, LLM_FILES, optional=["tokenizer*"])
+            folder = checkpoints.cached(llm.id, llm.revision)
         return FrozenLLM(folder, settings, device=str(self.device))
 
     def preprocess(self, image: Image.Image) -> Tensor:
