@@ -78,7 +78,7 @@ def main() -> None:
     texts = captions(args.captions, seed=0)
     encoder = FrozenLLM(args.checkpoint, dtype=args.dtype, device="cpu")
     assert encoder.model.config._attn_implementation == ATTENTION
-    dense = PlainLLM(args.checkpoint, encoder)
+    dense = PlainLLM(encoder)
     # As in the release: captions as they come.
     release = [
         list(range(start, min(start + RELEASE_BATCH, len(texts))))
