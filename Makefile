@@ -33,8 +33,8 @@ all: setup ## every table and figure of the demo study, and results/claims.md
 	$(BIN)/snakemake --cores $(CORES) --max-jobs-per-timespan 1000/10s
 	@echo && cat results/claims.md
 
-plan: setup ## GPU hours, disk, memory and access that the paper study needs
-	$(BIN)/python -m flame.plan --study config/paper.yaml
+plan: setup ## GPU hours, disk, memory and access that the paper study needs, or STUDY=<a study's YAML>
+	$(BIN)/python -m flame.plan --study $(or $(STUDY),config/paper.yaml)
 
 report: all ## results/report.html: tables, figures, run times and settings in one file
 	$(BIN)/snakemake --report results/report.html

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from flame.report.plan import Assumptions, Plan
+from flame.report import rates as rates_file
+from flame.report.plan import Plan
+from flame.report.rates import Assumptions
 from flame.runtime import command
 from flame.study.load import load_file
 
@@ -14,6 +16,7 @@ def plan(
     study: Path,
     *,
     only: tuple[str, ...] = (),
+    rates: Path | None = None,
     assumptions: Assumptions = DEFAULT,
 ) -> None:
     """Print an estimate of what a study takes.
@@ -21,9 +24,15 @@ def plan(
     Args:
         study: YAML file.
         only: names of tables and figures; by default the whole study.
-        assumptions: what GPU-hours are estimated from.
+        rates: JSON file of measured rates (bench/README.md); by default bench/rates.json, if it
+            exists here.
+        assumptions: what GPU-hours are estimated from. A value given here takes precedence over a
+            measured one.
     """
-    sys.stdout.write(Plan(load_file(study), only, assumptions).document())
+    if rates is None and rates_file.MEASURED.is_file():
+        rates = rates_file.MEASURED
+    measured = rates_file.read(rates) if rates else None
+    sys.stdout.write(Plan(load_file(study), only, assumptions, measured).document())
 
 
 if __name__ == "__main__":

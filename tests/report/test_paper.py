@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flame.report.plan import Assumptions, Plan
+from flame.report.extent import Extent
 from flame.study.load import load_file
 from flame.study.study import Study
 from tests.workflow import snakemake
@@ -49,7 +49,7 @@ def test_the_plan_has_every_job_of_the_paper(study, plan):
 
 
 def foretold(study: Study, *names: str) -> dict[str, int]:
-    return Plan(study, names, Assumptions()).jobs()
+    return Extent(study, names).jobs()
 
 
 def without_sums(counts: dict[str, int]) -> dict[str, int]:

@@ -2,178 +2,61 @@
 
 import os
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
 
 from flame.data.datasets import module
-from flame.report import costs
+from flame.report import caption_costs, costs
+from flame.report.extent import CLASS_TEXTS, ROWS_OF_IMAGE, Extent
 from flame.report.markdown import markdown_table
-from flame.runtime.errors import known
-from flame.study import files, stages
-from flame.study.jobs import JOBS, Planned, captioners_by_vllm, closure, training_bundles
+from flame.report.rates import Assumptions, Rates, RatesFile
+from flame.study import stages
 from flame.study.schema.data import PublishedCaptions
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import FlameRun
+from flame.study.settings import Training
 from flame.study.study import Study
 
-VARIANTS = ("embed_training", "caption_by_vllm")  # rules that inherit from `embed` and `caption`
 BYTES_OF_IMAGE = 60_000  # if the download size is not published
-ROWS_OF_IMAGE = 5  # captions per benchmark image
-CLASS_TEXTS = 20_000  # per classification benchmark: classes x templates
 MEMORY = 1.1  # GPU memory of an embedding job, relative to the weights of its LLM
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What GPU-hours are estimated from; each is a command-line argument.
-
-    Args:
-        peak: TFLOP/s of one GPU in bfloat16; 989 is an H100.
-        embed_use: utilisation (MFU) of embedding; expect 0.45 to 0.55.
-        train_use: utilisation (MFU) of training; published runs reach 0.13 to 0.40.
-        captions_per_second: images that an 8B MLLM captions on one GPU, counting both captions
-            of an image as one; 4 to 10 have been reported.
-        images_per_second: images that an evaluation decodes, resizes and encodes.
-    """
-
-    peak: float = 989.0
-    embed_use: float = 0.5
-    train_use: float = 0.3
-    captions_per_second: float = 6.0
-    images_per_second: float = 800.0
-
-
-@dataclass(frozen=True)
-class Store:
-    """Embeddings by one LLM of the captions of one kind in a bundle."""
-
-    llm: str
-    bundle: str
-    kind: str
+USABLE = 0.9  # of a GPU's memory
+START_SECONDS = 60  # of a job with a GPU: imports, weights, the first batch
+ON_A_GPU = ("embed", "embed_training", "caption", "caption_by_vllm", "train", "evaluate")
 
 
 class Plan:
-    """Everything that a study, or some of its tables and figures, will run."""
+    """Estimate of everything that a study, or some of its tables and figures, will run."""
 
-    def __init__(self, study: Study, only: Sequence[str], assumptions: Assumptions) -> None:
-        self.study, self.assumptions = study, assumptions
-        names = [*study.tables, *study.figures, *study.appendix]
-        for name in only:
-            if name not in names:
-                raise ValueError(f"no table or figure {known(name, names)}")
-        self.only = tuple(only) or (*names, *(["claims"] if study.claims else []))
+    def __init__(
+        self,
+        study: Study,
+        only: Sequence[str] = (),
+        assumptions: Assumptions | None = None,
+        measured: RatesFile | None = None,
+    ) -> None:
+        """Look up what is asked for; `document` computes.
 
-    # --- which jobs -------------------------------------------------------------------------
+        Args:
+            study: the study.
+            only: names of tables and figures, or `claims`; by default all of them.
+            assumptions: what nobody has measured, or what takes precedence over it.
+            measured: rates that somebody has measured.
 
-    @cached_property
-    def planned(self) -> list[Planned]:
-        """All jobs, as Snakemake plans them in an empty folder."""
-        study, targets = self.study, []
-        for name in self.only:
-            rule = next((r for r, names in self._named.items() if name in names), "claims")
-            targets.append(files.output(rule, **{rule: name}))
-        return list(closure(study, targets))
-
-    @property
-    def _named(self) -> dict[str, Container[str]]:
-        """Rule -> names of its targets."""
-        study = self.study
-        return {"table": study.tables, "figure": study.figures, "appendix": study.appendix}
-
-    def _of(self, *rules: str) -> list[Mapping[str, str]]:
-        """Wildcards of the jobs of some rules."""
-        return [job.wildcards for job in self.planned if job.rule in rules]
-
-    @cached_property
-    def evaluations(self) -> list[tuple[str, str]]:
-        """Training and bundle of every evaluation."""
-        return [(job["run"], job["bundle"]) for job in self._of("evaluate")]
-
-    @cached_property
-    def towers(self) -> list[str]:
-        """Trained and downloaded towers, in the order of the study."""
-        found = {job["run"] for job in self._of("train", "download_tower")}
-        return [name for name in self.study.trainings if name in found]
-
-    @cached_property
-    def stores(self) -> list[Store]:
-        """Embeddings that trainings, results and figures read."""
-        embedded = self._of("embed")
-        found = {Store(job["llm"], job["bundle"], job["kind"]) for job in embedded}
-        return sorted(found, key=self._order)
-
-    def _order(self, store: Store) -> tuple[int, int, str]:
-        bundles = list(dict.fromkeys(map(self.study.bundle, self.study.datasets)))
-        return [*self.study.llms].index(store.llm), bundles.index(store.bundle), store.kind
-
-    @cached_property
-    def llms(self) -> list[str]:
-        """LLMs that captions are embedded with, or whose vocabulary is used."""
-        found = {job["llm"] for job in self._of("download_llm")}
-        return [name for name in self.study.llms if name in found]
-
-    @cached_property
-    def datasets(self) -> list[str]:
-        """Data sets whose images or captions are read."""
-        found = {job["dataset"] for job in self._of("download_dataset")}
-        return [name for name in self.study.datasets if name in found]
-
-    @cached_property
-    def captioned(self) -> dict[str, str]:
-        """Data set -> captioner, for data sets whose generated captions are read."""
-        found = {job["dataset"]: job["captioner"] for job in self._of("captions")}
-        return {name: found[name] for name in self.study.datasets if name in found}
-
-    def facets(self, store: Store) -> tuple[str, ...]:
-        """Facets of a store."""
-        return self.study.embedded_facets(store.llm, store.bundle, store.kind)
-
-    # --- what they take ---------------------------------------------------------------------
-
-    def jobs(self) -> dict[str, int]:
-        """Jobs of every rule, as `snakemake -n` counts them in an empty folder."""
-        training, vllm = training_bundles(self.study), captioners_by_vllm(self.study)
-        found: Counter[str] = Counter()
-        for rule, wildcards, _ in self.planned:
-            if rule == "embed" and wildcards["bundle"] in training:
-                rule = "embed_training"
-            if rule == "caption" and wildcards["captioner"] in vllm:
-                rule = "caption_by_vllm"
-            found[rule] += 1
-        return {rule: found[rule] for rule in (*JOBS, *VARIANTS) if found[rule]}
-
-    def shape(self, llm: str) -> costs.Shape | None:
-        """Sizes of an LLM: from its files if they are here, else as published."""
-        checkpoint = self.study.llms[llm].checkpoint
-        there = costs.shape_of(Path("resources/llms") / llm)
-        if there is None and isinstance(checkpoint, HubCheckpoint):
-            return costs.SHAPES.get(checkpoint.id)
-        return there
-
-    def rows(self, store: Store) -> int:
-        """Captions in a store: one per image for training sets and captioned sets, else a few."""
-        rows = 0
-        for name in self.study.bundle_datasets(store.bundle, store.kind):
-            images = self.study.datasets[name].images
-            is_one = self.study.captioner_of(name, store.kind) is not None or any(
-                self.study.trained(t) and self.study.dataset_of(t) == name for t in self.towers
-            )
-            is_class = store.kind == "class"
-            rows += images if is_one else CLASS_TEXTS if is_class else ROWS_OF_IMAGE * images
-        return rows
+        Raises:
+            ValueError: an unknown table or figure.
+        """
+        self.study, self.extent = study, Extent(study, only)
+        self.rates = Rates(assumptions or Assumptions(), measured)
+        self.totals: dict[str, list[float]] = {}
 
     def _hours(self, flop: float, use: float) -> float:
-        return flop / (self.assumptions.peak * 1e12 * use) / 3600
-
-    # --- the document -----------------------------------------------------------------------
+        return flop / (self.rates["peak"].value * 1e12 * use) / 3600
 
     def document(self) -> str:
         """The whole estimate as Markdown."""
-        self.totals: dict[str, list[float]] = {}
+        self.totals = {}
         parts = {
             "Jobs": self._jobs(),
             "Data": self._data(),
@@ -182,10 +65,11 @@ class Plan:
             "Embeddings": self._embeddings(),
             "Trainings": self._trainings(),
             "Evaluations": self._evaluations(),
+            "Starts": self._starts(),
             "Total": self._total(),
             "Assumptions": self._assumptions(),
         }
-        head = f"# Estimate for study {self.study.study!r}\n\n{', '.join(self.only)}.\n"
+        head = f"# Estimate for study {self.study.study!r}\n\n{', '.join(self.extent.only)}.\n"
         return head + "".join(f"\n## {title}\n\n{text}" for title, text in parts.items() if text)
 
     def _add(self, stage: str, hours: float, disk: float) -> None:
@@ -194,14 +78,14 @@ class Plan:
         total[1] += disk
 
     def _jobs(self) -> str:
-        jobs = self.jobs()
+        jobs = self.extent.jobs()
         lines = [[rule, f"{count:,}"] for rule, count in jobs.items()]
         return _table(["rule", "jobs"], [*lines, ["total", f"{sum(jobs.values()):,}"]])
 
     def _data(self) -> str:
         """One line per module, as several data sets may come from one download."""
         sources: dict[str, list[str]] = {}
-        for name in self.datasets:
+        for name in self.extent.datasets:
             sources.setdefault(self.study.datasets[name].source, []).append(name)
         lines = []
         for source, names in sources.items():
@@ -232,8 +116,8 @@ class Plan:
 
     def _models(self) -> str:
         lines = []
-        for name in self.llms:
-            shape, checkpoint = self.shape(name), self.study.llms[name].checkpoint
+        for name in self.extent.llms:
+            shape, checkpoint = self.extent.shape(name), self.study.llms[name].checkpoint
             size = 2 * shape.parameters if shape else None
             self._add("models", 0, size or 0)
             is_hub = isinstance(checkpoint, HubCheckpoint)
@@ -247,13 +131,13 @@ class Plan:
                     "an account that accepted its terms, if gated" if is_hub else "nothing",
                 ]
             )
-        for name in self.towers:
+        for name in self.extent.towers:
             if not self.study.trained(name):
                 run = self.study.run(name)
                 licence = getattr(run, "licence", "")
                 place = Path("resources/towers") / name
                 lines.append([name, "pretrained tower", "", "", _here(place), f"licence {licence}"])
-        for captioner in dict.fromkeys(self.captioned.values()):
+        for captioner in dict.fromkeys(self.extent.captioned.values()):
             who = self.study.captioners[captioner]
             lines.append([captioner, getattr(who, "id", who.engine), "", "", "", who.engine])
         token = (
@@ -264,25 +148,41 @@ class Plan:
         return f"{table}\nThe hub's token (HF_TOKEN) {token}{offline}.\n"
 
     def _captions(self) -> str:
-        lines = []
-        for dataset, captioner in self.captioned.items():
+        lines, again = [], [0.0, 0.0]
+        for dataset, captioner in self.extent.captioned.items():
             who = self.study.captioners[captioner]
             images = self.study.datasets[dataset].images
-            is_published = isinstance(who, PublishedCaptions)
-            kinds = who.files if isinstance(who, PublishedCaptions) else who.prompts
-            hours = 0 if is_published else images / self.assumptions.captions_per_second / 3600
+            kinds = list(who.files if isinstance(who, PublishedCaptions) else who.prompts)
             disk = images * sum(costs.CHARACTERS.get(kind, 100) for kind in kinds)
+            hours, told = 0.0, "published"
+            if not isinstance(who, PublishedCaptions):
+                rate = caption_costs.captions_per_second(kinds, self.rates)
+                hours, told = images / rate.value / 3600, f"{rate.value:.1f}"
+                again = [sum(x) for x in zip(again, _at_reported(images), strict=True)]
             self._add("captions", hours, disk)
             parts = self.study.caption_parts(captioner, dataset)
             lines.append(
-                [dataset, captioner, f"{images:,}", str(parts), _hours(hours), _bytes(disk)]
+                [dataset, captioner, f"{images:,}", str(parts), told, _hours(hours), _bytes(disk)]
             )
-        return _table(["set", "captioner", "images", "jobs", "GPU-hours", "text"], lines)
+        head = ["set", "captioner", "images", "jobs", "images/s", "GPU-hours", "text"]
+        table = _table(head, lines)
+        if not any(again) or self.rates.find("captions_per_second"):
+            return table
+        few, many = caption_costs.REPORTED
+        return (
+            f"{table}\nA formula, not a measurement of the engine. Users of other MLLMs report "
+            f"{few:g} to {many:g} images/s, with which captions would take {_hours(again[1])} to "
+            f"{_hours(again[0])} GPU-hours.\n"
+        )
 
     def _embeddings(self) -> str:
         lines = []
-        for store in self.stores:
-            shape, rows, facets = self.shape(store.llm), self.rows(store), len(self.facets(store))
+        for store in self.extent.stores:
+            shape, rows, facets = (
+                self.extent.shape(store.llm),
+                self.extent.rows(store),
+                len(self.extent.facets(store)),
+            )
             head = [store.llm, f"{store.bundle}/{store.kind}", f"{rows:,}", str(facets)]
             if shape is None:
                 lines.append([*head, *["?"] * 6])
@@ -293,7 +193,7 @@ class Plan:
                 rows * costs.embedding_flop(shape, prefix, suffix, facets, passes=passes)
                 for passes in (False, True)
             )
-            hours = self._hours(one, self.assumptions.embed_use)
+            hours = self._hours(one, self.rates["embed_mfu"].value)
             sizes = costs.store_bytes(rows, facets, shape.width)
             self._add("embeddings", hours, sizes[self.study.embedding.storage])
             lines.append(
@@ -301,7 +201,7 @@ class Plan:
                     *head,
                     f"{one / 1e18:,.1f}",
                     _hours(hours),
-                    _hours(self._hours(many, self.assumptions.embed_use)),
+                    _hours(self._hours(many, self.rates["embed_mfu"].value)),
                     *map(_bytes, sizes.values()),
                 ]
             )
@@ -310,44 +210,59 @@ class Plan:
 
     def _trainings(self) -> str:
         lines = []
-        for name in self.towers:
+        for name in self.extent.towers:
             if not self.study.trained(name):
                 continue
             settings, run = stages.train(self.study, name), self.study.run(name)
-            shape = self.shape(run.llm) if isinstance(run, FlameRun) else None
+            shape = self.extent.shape(run.llm) if isinstance(run, FlameRun) else None
             images = self.study.datasets[settings.dataset].images * settings.recipe.epochs
             head = [name, settings.backbone.timm, f"{images / 1e6:,.1f} M"]
             if isinstance(run, FlameRun) and shape is None:
-                lines.append([*head, *["?"] * 5])
+                lines.append([*head, *["?"] * 6])
                 continue
-            cost = costs.tower_cost(settings, shape.width if shape else 0)
-            hours = self._hours(3 * cost.forward * images, self.assumptions.train_use)
+            cost = _tower_cost(settings, shape.width if shape else 0)
+            passes = self._passes(cost, settings.recipe.batch_size)
+            use = self.rates.of_backbone(settings.backbone.timm).value
+            hours = self._hours(passes * cost.forward * images, use)
             self._add("trainings", hours, 3 * costs.STATE_BYTES * cost.parameters)
             batch = settings.recipe.batch_size
             lines.append(
                 [
                     *head,
                     f"{cost.parameters / 1e6:,.0f} M",
-                    f"{3 * cost.forward / 1e9:,.0f}",
+                    f"{passes * cost.forward / 1e9:,.0f}",
+                    f"{images / hours / 3600:,.0f}",
                     _hours(hours),
                     _bytes(costs.STATE_BYTES * cost.parameters),
                     f"{_bytes(batch * cost.activations)} at {batch:,}",
                 ]
             )
-        head = ["run", "backbone", "images", "parameters", "GFLOP per image", "GPU-hours"]
-        return _table([*head, "state", "activations per batch, over all GPUs"], lines)
+        head = ["run", "backbone", "images", "parameters", "GFLOP per image"]
+        head += ["images/s", "GPU-hours", "state", "activations per batch, over all GPUs"]
+        return _table(head, lines)
+
+    def _passes(self, cost: costs.TowerCost, batch: int) -> int:
+        """Forward passes that a training costs per image, the backward pass counting as two."""
+        assumed = self.rates.assumptions
+        activations = cost.activations * batch / assumed.gpus
+        state = costs.STATE_BYTES * cost.parameters
+        return 3 if activations + state <= USABLE * assumed.gpu_memory * 1e9 else 4
 
     def _evaluations(self) -> str:
-        lines = []
-        for bundle, count in Counter(bundle for _, bundle in self.evaluations).items():
-            name = next(name for name, of in self.evaluations if of == bundle)
-            asked = self.study.questions(name, bundle)
-            sets = {n for q in asked for n in (q.dataset, q.train) if n}
-            images = sum(self.study.datasets[n].images for n in sets)
-            hours = count * images / self.assumptions.images_per_second / 3600
+        lines, rate = [], self.rates["images_per_second"].value
+        for bundle, count in Counter(bundle for _, bundle in self.extent.evaluations).items():
+            name = next(name for name, of in self.extent.evaluations if of == bundle)
+            images = self.extent.images(name, bundle)
+            hours = count * images / rate / 3600
             self._add("evaluations", hours, 0)
             lines.append([bundle, str(count), f"{images:,}", _hours(hours)])
         return _table(["bundle", "towers", "images", "GPU-hours"], lines)
+
+    def _starts(self) -> str:
+        jobs = sum(count for rule, count in self.extent.jobs().items() if rule in ON_A_GPU)
+        hours = jobs * START_SECONDS / 3600
+        self._add("starts", hours, 0)
+        return _table(["jobs with a GPU", "GPU-hours"], [[f"{jobs:,}", _hours(hours)]])
 
     def _total(self) -> str:
         lines = [
@@ -357,21 +272,68 @@ class Plan:
         return _table(["", "GPU-hours", "disk"], [*lines, ["total", _hours(hours), _bytes(disk)]])
 
     def _assumptions(self) -> str:
-        a = self.assumptions
+        rates, a = self.rates, self.rates.assumptions
         lines = [
-            f"a GPU with {a.peak:,.0f} TFLOP/s, of which embedding reaches {a.embed_use:.0%} and "
-            f"training {a.train_use:.0%}",
-            f"one GPU captions {a.captions_per_second:g} images/s and evaluates "
-            f"{a.images_per_second:g} images/s",
+            *rates.told("peak", "a GPU with {:,.0f} TFLOP/s"),
+            *rates.told("embed_mfu", "embedding at {:.1%} of that"),
+            *rates.told("train_mfu", "training at {:.1%} of that"),
+            *self._of_captions(),
+            *rates.told("images_per_second", "evaluation of {:,.0f} images/s"),
+            f"a training costs three forward passes, and a fourth if its batch does not fit "
+            f"{a.gpus} GPUs of {a.gpu_memory:g} GB, so that it is split or activations are "
+            "recomputed",
             "tokens per caption with its template: "
             + ", ".join(f"{kind} {count}" for kind, count in costs.PREFIX_TOKENS.items())
             + f"; {costs.SUFFIX_TOKENS} per facet",
-            f"{ROWS_OF_IMAGE} captions per benchmark image, {CLASS_TEXTS:,} class texts each",
+            f"{ROWS_OF_IMAGE} short captions per benchmark image, {CLASS_TEXTS:,} class texts each",
             f"{BYTES_OF_IMAGE / 1e3:.0f} kB per image if the download size is not published",
-            "training costs three forward passes; embedding needs "
-            f"{MEMORY:g} times the memory of its LLM's weights, a download 1 kB per image",
+            f"embedding needs {MEMORY:g} times the memory of its LLM's weights, a job with a GPU "
+            f"{START_SECONDS} s to start",
         ]
-        return "".join(f"- {line}\n" for line in lines) + "\nNone of this was measured.\n"
+        listed = "".join(f"- {line}\n" for line in lines)
+        used = "Everything else is assumed." if rates.measured else "None of this was measured."
+        return f"{listed}\n{used}\n"
+
+    def _of_captions(self) -> list[str]:
+        """Where the rate of each captioner comes from."""
+        told = list(self.rates.told("captions_per_second", "captions of {:.1f} images/s"))
+        if told or not self._hours_of("captions"):
+            return told
+        a, c = self.rates.assumptions, caption_costs
+        measured = [
+            *self.rates.told("slices_per_second", "captioner: {:,.0f} slices/s"),
+            *self.rates.told("prompt_tokens_per_second", "captioner: {:,.0f} prompt tokens/s"),
+            *self.rates.told("caption_tokens_per_second", "captioner: writes {:,.0f} tokens/s"),
+        ]
+        return [
+            f"captions by formula: {c.SLICES} slices of {c.slice_flop() / 1e12:.2f} TFLOP, "
+            f"{c.SLICES * c.SLICE_TOKENS + c.PROMPT_TOKENS} tokens read once for all captions at "
+            f"{a.caption_mfu:.0%} of the peak; {c.CAPTION_TOKENS['long']} and "
+            f"{c.CAPTION_TOKENS['short']} tokens written by {c.SEQUENCES} sequences at a time, at "
+            f"{a.caption_bandwidth:.0%} of {a.bandwidth:g} TB/s; the GPU is busy "
+            f"{a.caption_engine:.0%} of the time: assumed",
+            *measured,
+        ]
+
+    def _hours_of(self, stage: str) -> float:
+        return self.totals.get(stage, [0.0])[0]
+
+
+_COUNTED: dict[tuple[str, int], costs.TowerCost] = {}
+
+
+def _tower_cost(settings: Training, dim: int) -> costs.TowerCost:
+    """Cost of a tower, counted once for runs that differ in data and targets only."""
+    others = {"run", "seed", "dataset", "targets", "captions", "max_skipped"}
+    key = settings.model_dump_json(exclude=others), dim
+    if key not in _COUNTED:
+        _COUNTED[key] = costs.tower_cost(settings, dim)
+    return _COUNTED[key]
+
+
+def _at_reported(images: int) -> list[float]:
+    """GPU-hours of captions at the lowest and the highest rate that users report."""
+    return [images / rate / 3600 for rate in caption_costs.REPORTED]
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
