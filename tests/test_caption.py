@@ -12,7 +12,8 @@ from flame import caption
 from flame.captioning.engines import Reply
 from flame.data.datasets import Sample
 from flame.data.images import ImageReader
-from flame.data.shards import ShardWriter, shard_path
+from flame.data.reading import shard_path
+from flame.data.shards import ShardWriter
 from flame.runtime.checksums import verify
 from flame.study.schema.data import TransformersCaptioner
 from flame.study.settings import CaptionSettings, CaptionsSettings

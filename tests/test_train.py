@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -151,6 +153,59 @@ def test_a_killed_process_goes_on_to_the_same_bytes(inputs, tmp_path):
     train(**inputs, out=out, settings=wanted)
     train(**inputs, out=tmp_path / "whole", settings=wanted)
     assert weights(out) == weights(tmp_path / "whole")
+
+
+def _with_workers(inputs, out, wanted):
+    """A training with two workers in a process group of its own, once it has made a few steps."""
+    command = [sys.executable, "-m", "flame.train", "--images", inputs["images"]]
+    command += ["--stores", *inputs["stores"], "--workers", "2", "--cache-mb", "0"]
+    command += ["--out", out, "--settings", wanted.model_dump_json()]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    log = out.with_name(out.name + ".partial") / "content" / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 5):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    return process
+
+
+def _wait_until_all_end(group, seconds):
+    """Wait for the last process of a group; a zombie has ended."""
+    deadline = time.monotonic() + seconds
+    while alive := [each for each in psutil.process_iter(["status"]) if _is_alive(each, group)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def _is_alive(process, group):
+    with suppress(ProcessLookupError):
+        ended = process.info["status"] == psutil.STATUS_ZOMBIE
+        return os.getpgid(process.pid) == group and not ended
+
+
+def test_sigterm_of_a_whole_group_leaves_a_checkpoint_and_no_worker(inputs, tmp_path):
+    """As `scancel` and `timeout` send it: to the training and its workers at once."""
+    wanted, out = settings(epochs=100, checkpoint_minutes=60), tmp_path / "run"
+    process = _with_workers(inputs, out, wanted)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said.decode()
+    _wait_until_all_end(process.pid, 10)
+    content = tmp_path / "run.partial" / "content"
+    with safe_open(content / "checkpoint.safetensors", "pt") as file:
+        step = int(file.metadata()["step"])
+    assert step > 5
+    train(**inputs, out=out, settings=wanted, cache_mb=0)
+    train(**inputs, out=tmp_path / "whole", settings=wanted)
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_workers_end_with_a_training_that_is_killed(inputs, tmp_path):
+    process = _with_workers(inputs, tmp_path / "run", settings(epochs=2000))
+    process.kill()
+    process.communicate()
+    _wait_until_all_end(process.pid, 20)
 
 
 @pytest.fixture(scope="session")

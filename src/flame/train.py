@@ -78,8 +78,8 @@ def train(
         training = Trainer(tower, batches, settings, folder, place, speed)
         _announce(training, pairs)
         pin = place.device.type == "cuda"
-        ahead = loader(batches, first=training.step, workers=workers, pin_memory=pin)
-        training.run(ahead, _monitor(monitoring, training, about))
+        with loader(batches, first=training.step, workers=workers, pin_memory=pin) as ahead:
+            training.run(ahead, _monitor(monitoring, training, about))
         _finish(training, about)
 
 

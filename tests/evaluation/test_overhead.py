@@ -156,7 +156,7 @@ def test_online_texts_are_those_of_the_store(inputs):
     images, llm, stores = inputs
     store = Embeddings.open(stores[:1], "dots")
     online = OnlineTexts(FrozenLLM(llm, embed_settings(), device="cpu"), store, images)
-    assert online.keys == store.keys
+    assert online.keys.equals(store.keys)
     rows, facets = np.array([7, 0, 7]), ["scene", "category"]
     np.testing.assert_allclose(
         online.rows(rows, facets), store.rows(rows, facets), atol=0.05, rtol=0.05

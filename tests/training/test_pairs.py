@@ -15,9 +15,9 @@ class FakeImages:
     def __init__(self, keys):
         self.keys = [str(key) for key in keys]
 
-    def load(self, indices, size):
-        greys = torch.tensor([int(self.keys[i]) for i in indices], dtype=torch.uint8)
-        return greys.view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    def request(self, indices, size):
+        greys = np.array([int(self.keys[i]) for i in indices], np.uint8)
+        return lambda: np.tile(greys[:, None, None, None], (1, 3, size, size))
 
 
 class FakeStore:
@@ -26,11 +26,10 @@ class FakeStore:
     def __init__(self, keys, facets=("a", "b", "c")):
         self.keys, self.facets = [str(key) for key in keys], facets
 
-    def rows(self, indices, facets):
+    def request(self, indices, facets):
         numbers = [self.facets.index(facet) for facet in facets]
-        return np.array(
-            [[(int(self.keys[i]), n) for n in numbers] for i in indices], dtype=np.float16
-        )
+        rows = [[(int(self.keys[i]), n) for n in numbers] for i in indices]
+        return lambda: np.array(rows, dtype=np.float16)
 
 
 def joined(images, max_skipped=0.0, cache_bytes=0, targets=None, **stores):
@@ -115,8 +114,8 @@ def test_a_batch_depends_on_seed_and_step_only():
 
 def test_all_captions_of_an_image_are_drawn_in_the_course_of_epochs():
     class Numbered(FakeStore):
-        def rows(self, indices, facets):
-            return np.asarray(indices, dtype=np.float16)[:, None, None]
+        def request(self, indices, facets):
+            return lambda: np.asarray(indices, dtype=np.float16)[:, None, None]
 
     store = Numbered([1, 2, 1, 1])
     pairs = Pairs(

@@ -52,7 +52,7 @@ def describe_part(
         log.info("resuming: %d of %d images are done", done, len(own))
     if not missing:
         return
-    raw = raw_captions(images, reader.keys[own.start : own.stop])
+    raw = raw_captions(images, reader.keys[own.start : own.stop].to_list())
     engine = engines.create(captioner)
     title = f"caption {settings.dataset} {settings.part + 1}/{settings.parts}"
     with progress.bar(len(own), "images", title, done=done) as bar:

@@ -11,8 +11,9 @@ from PIL import Image
 from flame.data import captions
 from flame.data.datasets import Sample
 from flame.data.pixels import ImageError
+from flame.data.reading import INDEX, shard_path
 
-INDEX = {
+COLUMNS = {
     "key": pl.String,
     "shard": pl.Int32,
     "offset": pl.Int64,
@@ -23,11 +24,6 @@ INDEX = {
     "crc32c": pl.UInt32,
 }
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg"}
-
-
-def shard_path(root: Path, shard: int) -> Path:
-    """Path of a shard by number."""
-    return root / f"shard-{shard:05d}.tar"
 
 
 class ShardWriter:
@@ -88,7 +84,7 @@ class ShardWriter:
             (key, *place, *others)
             for (key, *others), place in zip(self._index, self._offsets, strict=True)
         ]
-        pl.DataFrame(rows, schema=INDEX, orient="row").write_parquet(self.root / "index.parquet")
+        pl.DataFrame(rows, schema=COLUMNS, orient="row").write_parquet(self.root / INDEX)
         texts = captions.table(self._captions)
         texts.write_parquet(self.root / captions.FILE, row_group_size=captions.ROW_GROUP)
         return {"images": len(rows), "captions": len(texts), "shards": self._num_shards}

@@ -32,6 +32,7 @@ class Storage:
         encode: vectors and scales -> stored values, of the shape of the vectors.
         decode: stored values -> float32.
         is_of_row: whether each row has its own scales, or all rows share those of the first shard.
+        scales_dtype: of the scales on disk.
     """
 
     dtype: str
@@ -39,6 +40,7 @@ class Storage:
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray] = _same
     decode: Callable[[np.ndarray], np.ndarray] = _same
     is_of_row: bool = False
+    scales_dtype: str = ""
 
 
 def of_dtype(dtype: np.dtype) -> Storage | None:
@@ -78,6 +80,6 @@ def _from_int8(values: np.ndarray) -> np.ndarray:
 
 STORAGES: dict[str, Storage] = {
     "float16": Storage("float16"),
-    "fp8": Storage("uint8", _powers, _to_fp8, _from_fp8, is_of_row=True),
-    "int8": Storage("int8", _of_dimensions, _to_int8, _from_int8),
+    "fp8": Storage("uint8", _powers, _to_fp8, _from_fp8, is_of_row=True, scales_dtype="<f2"),
+    "int8": Storage("int8", _of_dimensions, _to_int8, _from_int8, scales_dtype="<f4"),
 }

@@ -8,19 +8,22 @@ together.
 Shapes: (N, K, D), N captions, K facets, D values each, float16, in chunks of `CHUNK_ROWS` rows
 inside shards of `SHARD_ROWS` rows. In a study that stores 8 bits (`quantization`), the array holds
 uint8 (the bits of e4m3) or int8, and `<dataset>/scales`, (N, K, 1) or (1, K, D), the factors to
-multiply them by. There is no compressor, because vectors do not compress (1.1 to 1.2 by zstd). The
-index of a shard therefore gives the offset of each row, and one `pread` reads it: random rows are
-as fast as in a memory map (bench/store.py).
+multiply them by. Scales and `<dataset>/checksums`, the CRC32C of every vector, are one file each
+(`beside`), so a part has one file for each shard and a constant number of others. There is no
+compressor, because vectors do not compress (1.1 to 1.2 by zstd). The index of a shard therefore
+gives the offset of each row, and one `pread` reads it (`vectors`): random rows are as fast as in a
+memory map (bench/store.py).
 """
 
 import hashlib
 import json
-import os
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -28,16 +31,29 @@ import polars as pl
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from flame.embedding import beside
 from flame.embedding.quantization import STORAGES, Name, of_dtype
+from flame.embedding.vectors import (
+    CHECKSUM_TYPE,
+    CHECKSUMS,
+    KEYS,
+    SCALES,
+    Part,
+    Rows,
+    Vectors,
+    naming,
+    scales_shape,
+    shard_path,
+)
 from flame.runtime.checksums import sha256
 from flame.runtime.errors import known
 from flame.runtime.parts import agreed
+from flame.runtime.requests import HereOrThere, Request
 from flame.runtime.resumable import write_atomic
 
-FORMAT = 2  # 1 had no checksums
+FORMAT = 3  # 1 had no checksums, 2 a file of checksums for each shard
 CHUNK_ROWS = 16
 SHARD_ROWS = 512
-KEYS = "keys.parquet"
 DIGEST = "sha256"  # of the other attributes
 # Attributes in which the parts of one kind differ; they must agree in all others.
 OWN = ("part", "counts", "made_with")
@@ -51,7 +67,7 @@ class Writer:
         path: Path,
         dataset: str,
         *,
-        keys: Sequence[str],
+        keys: Sequence[str] | pl.Series,
         facets: Sequence[str],
         dim: int,
         storage: Name = "float16",
@@ -80,18 +96,14 @@ class Writer:
             compressors=None,
             fill_value=float("nan") if self._storage.dtype == "float16" else 0,
         )
-        self._checksums = self._open_or_create(
-            group,
-            "checksums",
-            (len(keys), len(facets)),
-            dtype="uint32",
-            chunks=(self._shard_rows, len(facets)),
-            compressors=Crc32cCodec(),
-        )
+        self._create_beside(group, CHECKSUMS, self._array.shape[:2], CHECKSUM_TYPE)
+        self._scales_shape = scales_shape(self._storage, (len(keys), len(facets), dim))
         if self._storage.scales:
-            self._scales = self._open_or_create_scales(group, dim)
-        write_atomic(self._folder / KEYS, pl.DataFrame({"key": keys}).write_parquet)
+            self._create_beside(group, SCALES, self._scales_shape, self._storage.scales_dtype)
+        table = pl.DataFrame({"key": keys}, schema={"key": pl.String})
+        write_atomic(self._folder / KEYS, table.write_parquet)
         group.attrs.put({KEYS: sha256(self._folder / KEYS)})
+        self._left = set(self.missing())
 
     def _open_or_create(
         self, group: zarr.Group, name: str, shape: tuple[int, ...], **options: Any
@@ -100,16 +112,16 @@ class Writer:
             return zarr.open_array(self._folder / name, mode="r+")
         return group.create_array(name, shape=shape, **options)
 
-    def _open_or_create_scales(self, group: zarr.Group, dim: int) -> zarr.Array[Any]:
-        rows, facets, each = len(self._keys), len(self._facets), self._storage.is_of_row
-        return self._open_or_create(
+    def _create_beside(
+        self, group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str
+    ) -> None:
+        self._open_or_create(
             group,
-            "scales",
-            (rows, facets, 1) if each else (1, facets, dim),
-            dtype="float16" if each else "float32",
-            chunks=(self._shard_rows, facets, 1) if each else (1, facets, dim),
+            name,
+            shape,
+            dtype=dtype,
+            chunks=(max(1, shape[0]), *shape[1:]),
             compressors=Crc32cCodec(),
-            fill_value=float("nan"),
         )
 
     def missing(self) -> list[range]:
@@ -117,7 +129,7 @@ class Writer:
         # Shard files appear by rename, so an existing one is complete.
         rows, step = len(self._keys), self._shard_rows
         shards = [range(start, min(start + step, rows)) for start in range(0, rows, step)]
-        return [s for s in shards if not _shard(self._folder, s.start // step).exists()]
+        return [s for s in shards if not shard_path(self._folder, s.start // step).exists()]
 
     def write(self, rows: range, vectors: np.ndarray) -> None:
         """Write one shard.
@@ -140,17 +152,32 @@ class Writer:
             )
         # The shard is written last, so that an existing one has its scales and checksums.
         stored = np.ascontiguousarray(self._encoded(rows, half))
-        self._checksums[rows.start : rows.stop] = _checksums(stored)
+        beside.write(self._folder / CHECKSUMS, rows.start, _checksums(stored))
+        self._left.discard(rows)
+        if not self._left:
+            self._seal()
         self._array[rows.start : rows.stop] = stored
 
     def _encoded(self, rows: range, vectors: np.ndarray) -> np.ndarray:
         """Stored values of a shard; writes its scales."""
-        if self._storage.scales is None:
+        make, folder = self._storage.scales, self._folder / SCALES
+        if make is None:
             return vectors
-        place = slice(rows.start, rows.stop) if self._storage.is_of_row else slice(0, 1)
-        if self._storage.is_of_row or rows.start == 0:
-            self._scales[place] = self._storage.scales(vectors)
-        return self._storage.encode(vectors, np.asarray(self._scales[place]))
+        if self._storage.is_of_row:
+            scales = make(vectors)
+            beside.write(folder, rows.start, scales)
+        else:
+            shape, dtype = self._scales_shape, self._storage.scales_dtype
+            if rows.start == 0:
+                beside.write(folder, 0, make(vectors).astype(dtype))
+                beside.seal(folder, shape, dtype)
+            scales = beside.read(folder, shape, dtype)
+        return self._storage.encode(vectors, scales)
+
+    def _seal(self) -> None:
+        beside.seal(self._folder / CHECKSUMS, self._array.shape[:2], CHECKSUM_TYPE)
+        if self._storage.is_of_row:
+            beside.seal(self._folder / SCALES, self._scales_shape, self._storage.scales_dtype)
 
 
 def create(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -163,6 +190,9 @@ def create(path: Path, attributes: Mapping[str, Any]) -> None:
     """
     for torn in path.rglob("*.partial"):  # temporary files of Zarr, if it was killed
         torn.unlink()
+    if (path / "zarr.json").exists() and _attributes(path).get("format") != FORMAT:
+        shutil.rmtree(path)  # begun by an older version
+        path.mkdir()
     described = {"format": FORMAT, **attributes}
     group = zarr.open_group(path, mode="a", zarr_format=3)
     group.attrs.put(described | {DIGEST: _digest(described)})
@@ -174,16 +204,21 @@ def read_attributes(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not a store, incomplete, or of another format.
     """
-    with _naming(path):
-        found = zarr.open_group(path, mode="r").attrs.asdict()
+    found = _attributes(path)
     if found.get("format") != FORMAT:
         raise ValueError(
-            f"{path}: store format {found.get('format')!r} is unknown; known: {FORMAT}"
+            f"{path} has store format {found.get('format')!r}, this version reads {FORMAT}; "
+            "delete it and run again"
         )
-    with _naming(path):
+    with naming(path):
         if found.pop(DIGEST, None) != _digest(found):
             raise ValueError("its attributes do not match their checksum")
     return found
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    with naming(path):
+        return zarr.open_group(path, mode="r").attrs.asdict()
 
 
 def _digest(described: Mapping[str, Any]) -> str:
@@ -209,16 +244,19 @@ class Embeddings:
         attributes: of the first part.
     """
 
-    def __init__(self, parts: Sequence["_Part"], attributes: Mapping[str, Any]) -> None:
+    def __init__(self, opened: Sequence["_Opened"], attributes: Mapping[str, Any]) -> None:
         """Join parts in order; `open` checks that their attributes agree."""
-        self._parts = parts
-        self._starts = np.cumsum([0] + [part.num_rows for part in parts])
+        self._parts = [each.part for each in opened]
+        self._starts = np.cumsum([0] + [part.shape[0] for part in self._parts])
         self._cache: np.ndarray | None = None
         self.attributes = attributes
-        self.keys = [key for part in parts for key in part.keys]
+        self.keys = pl.concat([each.keys for each in opened])
         self.facets = tuple(attributes["facets"])
         self.kind: str = attributes["kind"]
-        self.dim = parts[0].dim
+        self.dim = self._parts[0].shape[2]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
     @classmethod
     def open(cls, paths: Sequence[Path], dataset: str, *, cache_bytes: int = 0) -> "Embeddings":
@@ -236,10 +274,11 @@ class Embeddings:
         if not paths:
             raise ValueError(f"no part of a store given for data set {dataset!r}")
         attributes = agreed({path: read_attributes(path) for path in paths}, OWN)
-        parts = [_Part(path, dataset) for path in attributes]
-        embeddings = cls(parts, next(iter(attributes.values())))
-        if sum(part.num_bytes for part in parts) <= cache_bytes:
-            embeddings._cache = embeddings.rows(np.arange(len(embeddings.keys)))
+        opened = [_open(path, dataset) for path in attributes]
+        embeddings = cls(opened, next(iter(attributes.values())))
+        as_read = 2 * len(embeddings) * len(embeddings.facets) * embeddings.dim  # float16
+        if as_read <= cache_bytes:
+            embeddings._cache = embeddings.rows(np.arange(len(embeddings)))
         return embeddings
 
     def rows(self, indices: np.ndarray, facets: Sequence[str] | None = None) -> np.ndarray:
@@ -255,24 +294,33 @@ class Embeddings:
         columns = self._columns(facets)
         if self._cache is not None:
             return self._cache[indices[:, None], columns]
-        first, last = columns.min(), columns.max() + 1
-        out = np.empty((len(indices), last - first, self.dim), dtype="<f2")
-        owner = np.searchsorted(self._starts, indices, side="right") - 1
-        for number in np.unique(owner):
-            where = np.flatnonzero(owner == number)
-            self._parts[number].read(indices[where] - self._starts[number], first, out, where)
-        whole = np.array_equal(columns, np.arange(first, last))
-        return out if whole else out[:, columns - first]
+        return self._stored(indices, columns)()
+
+    def request(self, indices: np.ndarray, facets: Sequence[str] | None = None) -> Request:
+        """A call that returns what `rows` does; another process reads the files itself."""
+        columns = self._columns(facets)
+        if self._cache is None:
+            return self._stored(indices, columns)
+        return HereOrThere(
+            partial(self.rows, indices, facets), partial(self._stored, indices, columns)
+        )
 
     def mean(self, facets: Sequence[str] | None = None) -> np.ndarray:
         """Mean vector of each facet over all rows, (K', D) float32, accumulated in float64."""
         columns = self._columns(facets)
         names = [self.facets[column] for column in columns]
         total = np.zeros((len(names), self.dim))
-        for start in range(0, len(self.keys), SHARD_ROWS):
-            rows = np.arange(start, min(start + SHARD_ROWS, len(self.keys)))
+        for start in range(0, len(self), SHARD_ROWS):
+            rows = np.arange(start, min(start + SHARD_ROWS, len(self)))
             total += self.rows(rows, names).sum(axis=0, dtype=np.float64)
-        return (total / len(self.keys)).astype(np.float32)
+        return (total / len(self)).astype(np.float32)
+
+    def _stored(self, indices: np.ndarray, columns: np.ndarray) -> Vectors:
+        owner = np.searchsorted(self._starts, indices, side="right") - 1
+        rows = indices.astype(np.int64) - self._starts[owner]
+        parts = [(number, np.flatnonzero(owner == number)) for number in np.unique(owner)]
+        found = [Rows(self._parts[number], rows[where], where) for number, where in parts]
+        return Vectors(tuple(found), (len(indices), len(columns), self.dim), columns)
 
     def _columns(self, facets: Sequence[str] | None) -> np.ndarray:
         for facet in facets or ():
@@ -281,121 +329,58 @@ class Embeddings:
         return np.array([self.facets.index(facet) for facet in facets or self.facets])
 
 
-class _Part:
-    """Rows of one data set in one part. Reads the shard files directly, without Zarr."""
-
-    def __init__(self, path: Path, dataset: str) -> None:
-        known_datasets = sorted(keys.parent.name for keys in path.glob("*/keys.parquet"))
-        if dataset not in known_datasets:
-            raise ValueError(f"{path} has no data set {known(dataset, known_datasets)}")
-        self._folder = path / dataset
-        with _naming(path):
-            array = zarr.open_array(self._folder / "embeddings", mode="r")
-            self.num_rows, self.num_facets, self.dim = array.shape
-            storage = of_dtype(array.dtype)
-            self._scales = self._whole("scales") if storage and storage.scales else None
-            self._checksums = self._whole("checksums")
-            self.keys = self._read_keys()
-        is_whole = array.chunks[1:] == (self.num_facets, self.dim) and not array.compressors
-        if storage is None or not is_whole:
-            raise ValueError(
-                f"{path}/{dataset}: rows are split among chunks, or of an unknown type: "
-                f"chunks {array.chunks}, {array.dtype}, compressors {array.compressors}"
-            )
-        self._storage, self._dtype = storage, array.dtype
-        if array.shards is None:
-            raise ValueError(f"{path}/{dataset}: the array has no shards")
-        self._shard_rows, self._chunk_rows = array.shards[0], array.chunks[0]
-        self._chunk_starts: dict[int, np.ndarray] = {}
-        self.num_bytes = array.size * 2  # as float16, as returned by `rows`
-        if len(self.keys) != self.num_rows:
-            raise ValueError(f"{path}/{dataset}: {len(self.keys)} keys for {self.num_rows} rows")
-
-    def _whole(self, name: str) -> np.ndarray:
-        """An array with all its chunks; Zarr would silently fill in missing ones."""
-        array = zarr.open_array(self._folder / name, mode="r")
-        if self.num_rows and array.nchunks_initialized != array.nchunks:
-            raise ValueError(f"{name} has {array.nchunks_initialized} of {array.nchunks} chunks")
-        return np.asarray(array[:])
-
-    def _read_keys(self) -> list[str]:
-        found = sha256(self._folder / KEYS)
-        wanted = zarr.open_group(self._folder, mode="r").attrs[KEYS]
-        if found != wanted:
-            raise ValueError(f"{KEYS} has sha256 {found}, not {wanted} as written")
-        return pl.read_parquet(self._folder / KEYS)["key"].to_list()
-
-    def read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
-        """Read `rows` into `out[where]`, (n, K', D), from facet number `first` on."""
-        if self._scales is None:
-            self._read(rows, first, out, where)
-            return
-        values = np.empty((len(rows), *out.shape[1:]), self._dtype)
-        self._read(rows, first, values, np.arange(len(rows)))
-        scales = self._scales[rows] if self._storage.is_of_row else self._scales
-        out[where] = self._storage.decode(values) * scales[:, first : first + out.shape[1]]
-
-    def _read(self, rows: np.ndarray, first: int, out: np.ndarray, where: np.ndarray) -> None:
-        """The same for stored values, without scales; verifies checksums."""
-        facet_bytes = self.dim * out.itemsize
-        row_bytes = self.num_facets * facet_bytes
-        shards = rows // self._shard_rows
-        found = np.empty((len(rows), out.shape[1]), np.uint32)
-        for shard in np.unique(shards):
-            with _shard(self._folder, shard).open("rb", buffering=0) as file:
-                starts = self._starts(shard, file)
-                for i in np.flatnonzero(shards == shard):
-                    row, into = rows[i], out[where[i]]
-                    chunk, inside = divmod(row % self._shard_rows, self._chunk_rows)
-                    start = starts[chunk] + inside * row_bytes + first * facet_bytes
-                    if os.preadv(file.fileno(), [into], start) != into.nbytes:
-                        raise ValueError(f"{file.name} ends before row {row}")
-                    found[i] = [
-                        *map(google_crc32c.value, into)
-                    ]  # while the vector is in the CPU cache
-        wrong = np.argwhere(found != self._checksums[rows, first : first + out.shape[1]])
-        if len(wrong):
-            row, facet = rows[wrong[0][0]], first + wrong[0][1]
-            raise ValueError(
-                f"{_shard(self._folder, row // self._shard_rows)} is corrupt: facet number {facet} "
-                f"of key {self.keys[row]!r} does not match its checksum; delete the store and run "
-                "again"
-            )
-
-    def _starts(self, shard: int, file: IO[bytes]) -> np.ndarray:
-        """Offset of each chunk in a shard file, from the index at the end of the file."""
-        if shard not in self._chunk_starts:
-            # (offset, size) of each chunk, 8 bytes each, then 4 bytes of CRC32C
-            size = 16 * (self._shard_rows // self._chunk_rows)
-            end = os.fstat(file.fileno()).st_size
-            index = os.pread(file.fileno(), size + 4, max(0, end - size - 4))
-            if google_crc32c.value(index[:size]).to_bytes(4, "little") != index[size:]:
-                raise ValueError(
-                    f"{file.name} is corrupt: its index does not match its checksum; delete the "
-                    "store and run again"
-                )
-            pairs = np.frombuffer(index[:size], "<i8").reshape(-1, 2)
-            self._chunk_starts[shard] = pairs[:, 0]
-        return self._chunk_starts[shard]
+class _Opened(NamedTuple):
+    part: Part
+    keys: pl.Series
 
 
-def _shard(folder: Path, number: int) -> Path:
-    return folder / "embeddings" / "c" / str(number) / "0" / "0"
+_opened = count()
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Adds the path of the store to what Zarr raises on truncated or corrupt files."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def _open(path: Path, dataset: str) -> _Opened:
+    """The rows of one data set in one part, and their keys. Opens the same few files for any N."""
+    known_datasets = sorted(keys.parent.name for keys in path.glob(f"*/{KEYS}"))
+    if dataset not in known_datasets:
+        raise ValueError(f"{path} has no data set {known(dataset, known_datasets)}")
+    folder = path / dataset
+    with naming(path):
+        array = zarr.open_array(folder / "embeddings", mode="r")
+        keys = _read_keys(folder)
+        storage = of_dtype(array.dtype)
+        for name in (CHECKSUMS, SCALES) if storage and storage.scales else (CHECKSUMS,):
+            zarr.open_array(folder / name, mode="r")
+    if len(keys) != array.shape[0]:
+        raise ValueError(f"{path}/{dataset}: {len(keys)} keys for {array.shape[0]} rows")
+    is_whole = array.chunks[1:] == array.shape[1:] and not array.compressors
+    if storage is None or not is_whole:
         raise ValueError(
-            f"{path} is corrupt or incomplete: {error}; delete it and run again"
-        ) from error
+            f"{path}/{dataset}: rows are split among chunks, or of an unknown type: "
+            f"chunks {array.chunks}, {array.dtype}, compressors {array.compressors}"
+        )
+    if array.shards is None:
+        raise ValueError(f"{path}/{dataset}: the array has no shards")
+    rows, facets, dim = array.shape
+    part = Part(
+        folder=str(folder),
+        shape=(rows, facets, dim),
+        dtype=array.dtype.str,
+        shard_rows=array.shards[0],
+        chunk_rows=array.chunks[0],
+        opened=next(_opened),
+    )
+    return _Opened(part, keys)
+
+
+def _read_keys(folder: Path) -> pl.Series:
+    found = sha256(folder / KEYS)
+    wanted = zarr.open_group(folder, mode="r").attrs[KEYS]
+    if found != wanted:
+        raise ValueError(f"{KEYS} has sha256 {found}, not {wanted} as written")
+    return pl.read_parquet(folder / KEYS)["key"]
 
 
 def _checksums(vectors: np.ndarray) -> np.ndarray:
     """CRC32C of every vector, (n, K) uint32, of contiguous (n, K, D)."""
     flat = vectors.reshape(-1, vectors.shape[2])
-    found = np.fromiter(map(google_crc32c.value, flat), np.uint32, len(flat))
+    found = np.fromiter(map(google_crc32c.value, flat), CHECKSUM_TYPE, len(flat))
     return found.reshape(vectors.shape[:2])

@@ -116,7 +116,8 @@ class Features:
             provenance.check(self._trained, texts, question.facets, question.center)
         centers = self._tower.centers
         center = _get(centers, question.center, "center of kind") if centers else {}
-        return Texts(texts.keys, lambda rows: text_features(texts, question.facets, center, rows))
+        keys = texts.keys.to_list()
+        return Texts(keys, lambda rows: text_features(texts, question.facets, center, rows))
 
     def _encoded(self, encoder: TextEncoder, question: Question, kind: str) -> Texts:
         """Texts encoded by the tower itself, in the order of a store."""

@@ -90,7 +90,7 @@ class ImageFeatures:
         if key not in self._kept:
             self._compute(dataset, kind)
         self._kept.move_to_end(key)
-        return Images(reader.keys, reader.labels, self._kept[key])
+        return Images(reader.keys.to_list(), reader.labels, self._kept[key])
 
     def _compute(self, dataset: str, kind: str) -> None:
         """Compute features of a kind, and those of other kinds that questions will ask for."""

@@ -8,12 +8,14 @@ Shapes: N captions, K facets, D width of the LLM; B captions and L tokens of a b
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -24,6 +26,7 @@ from flame.embedding.attention import Layout, facet_mask
 from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, plan
 from flame.embedding.store import Embeddings, by_kind
 from flame.runtime import progress
+from flame.runtime.requests import Request
 from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
 from flame.towers.base import Centers
 from flame.towers.load import create
@@ -194,7 +197,12 @@ class OnlineTexts:
         """
         made = {name: store.attributes[name] for name in EmbedSettings.model_fields}
         self._encoder, self._settings = encoder, EmbedSettings.model_validate(made)
-        self.keys, self._texts = texts_of(images, self._settings)
+        keys, self._texts = texts_of(images, self._settings)
+        self.keys = pl.Series(keys)
+
+    def request(self, indices: np.ndarray, facets: Sequence[str]) -> Request:
+        """A call that embeds the given rows and facets, in this process only."""
+        return partial(self.rows, indices, facets)
 
     def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
         """Embeddings (n, K, D) float16 of the given rows and facets."""

@@ -1,28 +1,218 @@
-"""Batches in order, read ahead by worker processes."""
+"""Batches in order, read ahead by worker processes in items of a few images.
 
-from torch.utils.data import DataLoader
+A worker gets an item with all that it takes to read it, and holds no data of its own, so its memory
+does not depend on the size of the data set. The batches are the same, to the bit, for any number of
+workers.
+"""
 
-from flame.training.batches import Batch, Schedule
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flame.training.batches import Batch, Schedule, WorkItem, read
+
+ITEM = 64  # images
+ITEMS_AHEAD = 2  # read by each worker beyond what the main process has asked for
+DEADLINE = 600.0  # seconds for one item, including the start of the workers
+PATIENCE = 5.0  # seconds, after which to look whether a worker died
+SHARED_MEMORY = Path("/dev/shm")
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+Read = tuple[Tensor, Tensor] | ValueError | OSError
 
 
+@contextmanager
 def loader(
-    batches: Schedule, *, first: int = 0, workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Batch]:
-    """Loader of the batches from step `first` on.
+    schedule: Schedule, *, first: int = 0, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Iterable[Batch]]:
+    """Batches from step `first` on, as long as the context is open.
 
     Args:
-        batches: of the run.
+        schedule: of the run.
         first: step to begin with.
-        workers: processes that prefetch images; none if all images are in memory.
+        workers: processes that read ahead; none if all images are in memory.
         pin_memory: whether batches are in pinned memory, for copies to a GPU.
+
+    Raises:
+        ValueError: a worker met broken data.
+        OSError: a worker found no room in shared memory, or read nothing for `DEADLINE` seconds.
     """
-    workers = 0 if batches.cached else workers
-    return DataLoader(
-        batches,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=range(first, len(batches)),
-        num_workers=workers,
-        # Zarr runs a thread, and a child forked from a threaded process may hang.
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=pin_memory,
+    steps = range(first, len(schedule))
+    if schedule.cached or not workers:
+        now = (read(schedule, step) for step in steps)
+        yield map(_pinned, now) if pin_memory else now
+        return
+    closed = Event()
+    with ThreadPoolExecutor(1, "batches") as thread:
+        # Started there, because torch would otherwise raise errors of workers at any place of the
+        # main thread, such as in the middle of saving a checkpoint.
+        readers = thread.submit(_Workers, schedule, steps, workers).result()
+        try:
+            yield _one_ahead(_assembled(schedule, steps, readers, closed, pin_memory), thread)
+        finally:
+            closed.set()
+            thread.submit(readers.close).result()
+
+
+def _pinned(batch: Batch) -> Batch:
+    return Batch(*(tensor.pin_memory() for tensor in batch))
+
+
+def _slices(schedule: Schedule) -> Iterator[slice]:
+    """Rows of each item of a batch."""
+    size = schedule.local_batch_size
+    return (slice(start, min(start + ITEM, size)) for start in range(0, size, ITEM))
+
+
+class _Items:
+    """Work items of all remaining batches, in order."""
+
+    def __init__(self, schedule: Schedule, steps: range) -> None:
+        self._schedule, self._steps = schedule, steps
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        schedule = self._schedule
+        return (schedule.item(step, rows) for step in self._steps for rows in _slices(schedule))
+
+
+class _Reader(Dataset[Read]):
+    """What a worker does: reads the item that it is given. Holds nothing."""
+
+    def __getitem__(self, item: WorkItem) -> Read:
+        """Images and texts in shared memory, or the error that tells the user what is wrong."""
+        try:
+            return _shared(item.read())
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _shared(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Move tensors to shared memory here.
+
+    Torch would do so in a thread that loses the item if there is no room, and the main process
+    would wait for it forever.
+    """
+    try:
+        return found[0].share_memory_(), found[1].share_memory_()
+    except RuntimeError as error:
+        need = sum(tensor.nbytes for tensor in found) / 1e6
+        raise OSError(f"no room for {need:.0f} MB in {_shared_memory()}") from error
+
+
+def _shared_memory() -> str:
+    """Name and size of the shared memory, and what helps if it is full."""
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return (
+        f"{SHARED_MEMORY}, which has {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free: "
+        "enlarge it (docker run --shm-size=8g, or --ipc=host), or train with fewer --workers"
     )
+
+
+class _Workers:
+    """Processes that read the items of all remaining batches."""
+
+    def __init__(self, schedule: Schedule, steps: range, workers: int) -> None:
+        others = set(active_children())
+        source: DataLoader[Read] = DataLoader(
+            _Reader(),
+            batch_size=None,
+            sampler=_Items(schedule, steps),
+            num_workers=workers,
+            prefetch_factor=ITEMS_AHEAD,
+            timeout=PATIENCE,
+            # Zarr runs a thread, and a child forked from a threaded process may hang.
+            multiprocessing_context="spawn",
+            worker_init_fn=partial(_start, os.getpid()),
+        )
+        with _blocked(SIGNALS):  # the workers inherit this, from their first moment on
+            self._items: Iterator[Read] = iter(source)
+        self._processes = set(active_children()) - others
+
+    def read(self, closed: Event) -> tuple[Tensor, Tensor] | None:
+        """The next item, in order; None if `closed` is set meanwhile."""
+        deadline = time.monotonic() + DEADLINE
+        while not closed.is_set():
+            try:
+                found = next(self._items)
+            except RuntimeError as error:  # torch's, also if a worker was killed
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"no worker has read {ITEM} images within {DEADLINE:.0f} s: the disk "
+                        f"hangs, or there is too little room in {_shared_memory()}"
+                    ) from error
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found
+        return None
+
+    def close(self) -> None:
+        """End the processes."""
+        del self._items  # torch asks them to end
+        for process in self._processes:  # those that hang, as in a read from a dead network disk
+            with suppress(ValueError):  # already ended
+                process.kill()
+
+
+def _start(parent: int, worker: int) -> None:
+    """First call in a worker, which from then on watches its parent."""
+    torch.set_num_threads(1)
+    if os.getppid() != parent:  # it died in the meantime
+        os._exit(1)
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Block signals in this thread, and for good in the processes that it starts.
+
+    A scheduler sends SIGTERM to all processes of a job. The training then saves a checkpoint and
+    ends its workers; torch would take the death of a worker for an error.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _assembled(
+    schedule: Schedule, steps: range, workers: _Workers, closed: Event, pin_memory: bool
+) -> Iterator[Batch]:
+    """Whole batches. Ends early when `closed` is set."""
+    size = schedule.local_batch_size
+    for step in steps:
+        whole: list[Tensor] = []
+        for rows in _slices(schedule):
+            found = workers.read(closed)
+            if found is None:
+                return
+            whole = whole or [
+                torch.empty(size, *part.shape[1:], dtype=part.dtype, pin_memory=pin_memory)
+                for part in found
+            ]
+            for tensor, part in zip(whole, found, strict=True):
+                # NumPy copies in this thread alone; torch would use a thread for each core.
+                tensor.numpy()[rows] = part.numpy()
+        yield Batch(whole[0], whole[1], schedule.columns(step))
+
+
+def _one_ahead(batches: Iterator[Batch], thread: ThreadPoolExecutor) -> Iterator[Batch]:
+    """The same batches; the next one is assembled while the caller works with one."""
+    following = thread.submit(next, batches, None)
+    while (batch := following.result()) is not None:
+        following = thread.submit(next, batches, None)
+        yield batch

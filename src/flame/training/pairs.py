@@ -1,25 +1,26 @@
 """Images and their text embeddings or tokens, joined by key into training batches.
 
 A batch is a pure function of (seed, step): the order of images and the choice of captions and
-facets come from generators that are seeded by their purpose. So neither a resumed run nor a worker
-needs a saved RNG state.
+facets come from generators that are seeded by their purpose. So a resumed run needs no saved RNG
+state. All that grows with the number of images is held by the main process; its workers get calls
+that read a few images (`flame.training.loader`).
 
 Shapes: B images of this process, S pixels, K facets of a step, D width of the embeddings, or
 number of tokens for methods that read the captions themselves.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from flame.data.images import ImageReader
-from flame.training.batches import Batch, generator
+from flame.runtime.requests import Request
+from flame.training.batches import Batch, WorkItem, generator, read
 
 # Images decoded at a time when all images are cached.
 _DECODE = 512
@@ -28,10 +29,10 @@ _DECODE = 512
 class Texts(Protocol):
     """Captions of one kind, a row each: stored embeddings, or `flame.training.tokens.Tokens`."""
 
-    keys: list[str]
+    keys: pl.Series
 
-    def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
-        """Rows (n, K, D) by number, of these facets."""
+    def request(self, indices: np.ndarray, facets: Sequence[str]) -> Request:
+        """A call that reads rows (n, K, D) by number, of these facets."""
         ...
 
 
@@ -80,41 +81,40 @@ class Pairs:
         self.kinds = tuple(targets)
         self.skipped: dict[str, int] = {}
         self._max_skipped = max_skipped
-        self._image_rows, self._captions = self._join()
-        self.used = len(self._image_rows)
+        self._rows, self._captions = self._join()
+        self.used = len(self._rows)
         self.cached = self.used * 3 * image_size**2 <= cache_bytes
         self._pixels = self._decode_all() if self.cached else None
 
-    def read(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> Batch:
-        """Images and texts of one batch.
+    def item(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> WorkItem:
+        """Some images of a batch and their texts, to be read.
 
         Args:
-            chosen: (B,) indices of pairs in [0, used).
-            draws: (B, kinds) in [0, 1), which choose among an image's captions of a kind.
+            chosen: (n,) indices of pairs in [0, used).
+            draws: (n, kinds) in [0, 1), which choose among an image's captions of a kind.
             columns: (K,) ascending indices of target facets.
         """
         texts = []
         for number, (kind, store) in enumerate(self._stores.items()):
             wanted = [self.facets[c][1] for c in columns if self.facets[c][0] == kind]
             if wanted:
-                rows, first, count = self._captions[kind]
-                place = first[chosen] + (draws[:, number] * count[chosen]).astype(np.int64)
-                texts.append(store.rows(rows[place], wanted))
+                rows, first = self._captions[kind]
+                count = first[chosen + 1] - first[chosen]
+                place = first[chosen] + (draws[:, number] * count).astype(np.int64)
+                texts.append(store.request(rows[place], wanted))
         if self._pixels is None:
-            images = self._images.load(self._image_rows[chosen].tolist(), self._size)
-        else:
-            images = self._pixels[torch.from_numpy(chosen)]
-        stacked = texts[0] if len(texts) == 1 else np.concatenate(texts, axis=1)
-        return Batch(images, torch.from_numpy(stacked), torch.as_tensor(columns))
+            return WorkItem(self._images.request(self._rows[chosen], self._size), tuple(texts))
+        return WorkItem(partial(np.take, self._pixels, chosen, axis=0), tuple(texts))
 
-    def _decode_all(self) -> Tensor:
-        blocks = range(0, self.used, _DECODE)
-        rows = self._image_rows.tolist()
-        return torch.cat([self._images.load(rows[i : i + _DECODE], self._size) for i in blocks])
+    def _decode_all(self) -> np.ndarray:
+        out = np.empty((self.used, 3, self._size, self._size), np.uint8)
+        for start in range(0, self.used, _DECODE):
+            rows = self._rows[start : start + _DECODE]
+            out[start : start + len(rows)] = self._images.request(rows, self._size)()
+        return out
 
-    def _join(
-        self,
-    ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    def _join(self) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Image row of each pair; kind -> rows of its captions, as by `_ragged`."""
         joined = pl.DataFrame({"key": self._images.keys}).with_row_index("image")
         for kind, store in self._stores.items():
             rows = pl.DataFrame({"key": store.keys}).with_row_index("row")
@@ -126,8 +126,7 @@ class Pairs:
             bare = joined.filter(pl.col(kind).is_null())["key"]
             self._count(f"images without {kind} caption", bare, len(joined))
         joined = joined.drop_nulls()
-        captions = {kind: _ragged(joined[kind]) for kind in self._stores}
-        return joined["image"].to_numpy().astype(np.int64), captions
+        return joined["image"].to_numpy(), {kind: _ragged(joined[kind]) for kind in self._stores}
 
     def _count(self, reason: str, keys: pl.Series, total: int) -> None:
         self.skipped[reason] = len(keys)
@@ -138,8 +137,8 @@ class Pairs:
             )
 
 
-class Batches(Dataset[Batch]):
-    """All batches of a training run: item i is the batch of this process at step i."""
+class Batches:
+    """All batches of a training run, those of this process (a `Schedule`)."""
 
     def __init__(
         self,
@@ -178,6 +177,7 @@ class Batches(Dataset[Batch]):
         self.pairs, self.steps_per_epoch = pairs, pairs.used // batch_size
         self.facets: Sequence[tuple[str, str]] = pairs.facets
         self.cached = pairs.cached
+        self.local_batch_size = batch_size // processes
         self._batch_size, self._epochs = batch_size, epochs
         self._seed, self._rank, self._processes = seed, rank, processes
         self._num_facets = num_facets
@@ -186,6 +186,11 @@ class Batches(Dataset[Batch]):
         return self._epochs * self.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
+        """The batch at a step, read now."""
+        return read(self, step)
+
+    def item(self, step: int, rows: slice) -> WorkItem:
+        """Some rows of the batch at a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, draws = _epoch(self._seed, epoch, self.pairs.used, len(self.pairs.kinds))
         mine = slice(
@@ -193,12 +198,14 @@ class Batches(Dataset[Batch]):
             (place + 1) * self._batch_size,
             self._processes,
         )
-        chosen = order[mine]
-        drawn = torch.randperm(
-            len(self.pairs.facets), generator=generator("facets", self._seed, step)
-        )
-        columns = drawn[: self._num_facets].sort().values.tolist()
-        return self.pairs.read(chosen, draws[chosen], columns)
+        chosen = order[mine][rows]
+        return self.pairs.item(chosen, draws[chosen], self.columns(step).tolist())
+
+    def columns(self, step: int) -> Tensor:
+        """Facets drawn at a step, (K,) int64, ascending."""
+        draw = generator("facets", self._seed, step)
+        drawn = torch.randperm(len(self.facets), generator=draw)
+        return drawn[: self._num_facets].sort().values
 
 
 @lru_cache(maxsize=1)
@@ -212,8 +219,7 @@ def _epoch(seed: int, epoch: int, pairs: int, kinds: int) -> tuple[np.ndarray, n
     return order.numpy(), draws.numpy()
 
 
-def _ragged(lists: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lists as their concatenated values, the offset of each list, and its length."""
-    count = lists.list.len().to_numpy().astype(np.int64)
-    first = np.concatenate([[0], count.cumsum()[:-1]]).astype(np.int64)
-    return lists.explode().to_numpy().astype(np.int64), first, count
+def _ragged(lists: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Lists as their concatenated values, and the offsets of N lists, (N + 1,)."""
+    ends = lists.list.len().to_numpy().cumsum(dtype=np.int64)
+    return lists.explode().to_numpy(), np.concatenate([[0], ends])

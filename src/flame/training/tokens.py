@@ -4,12 +4,14 @@ Shapes: N captions, n of them, L tokens.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from open_clip.tokenizer import tokenize
 
 from flame.data.captions import of_kind
+from flame.runtime.requests import HereOrThere, Request
 
 # The only facet of a caption that is read as it is.
 FACET = "tokens"
@@ -39,7 +41,7 @@ class Tokens:
             ValueError: there are no captions of this kind.
         """
         rows = of_kind(captions, kind)
-        self.keys: list[str] = rows["key"].to_list()
+        self.keys = rows["key"]
         self.facets = (FACET,)
         self.dim = context_length
         self._texts = rows["text"]
@@ -57,13 +59,25 @@ class Tokens:
             (n, 1, L) int32: start token, caption, end token, zeros.
         """
         if self._kept is None:
-            return self._encode(indices)[:, None]
+            return self._encode(indices)
         # Every text begins with the start token, which is not 0.
         new = np.unique(indices[self._kept[indices, 0] == 0])
         if len(new):
-            self._kept[new] = self._encode(new)
+            self._kept[new] = self._encode(new)[:, 0]
         return self._kept[indices][:, None]
 
+    def request(self, indices: np.ndarray, facets: Sequence[str] | None = None) -> Request:
+        """A call that returns what `rows` does; another process gets the texts, and no more."""
+
+        def texts() -> Request:
+            return partial(encode, self._texts.gather(indices).to_list(), self.dim)
+
+        return HereOrThere(partial(self.rows, indices), texts)
+
     def _encode(self, indices: np.ndarray) -> np.ndarray:
-        texts = [self._texts[int(i)] for i in indices]
-        return tokenize(texts, self.dim).numpy().astype(np.int32)
+        return encode(self._texts.gather(indices).to_list(), self.dim)
+
+
+def encode(texts: list[str], length: int) -> np.ndarray:
+    """Tokens (n, 1, L) int32 of texts."""
+    return tokenize(texts, length).numpy().astype(np.int32)[:, None]
