@@ -16,6 +16,7 @@ import pytest
 from flame import embed as stage
 from flame.embedding import checkpoints
 from flame.embedding.llm import FrozenLLM, cleaned
+from flame.embedding.speed import LLMSpeed
 from flame.embedding.store import Embeddings
 from flame.runtime import checksums, command
 from flame.runtime.checksums import seal, sha256
@@ -160,6 +161,42 @@ def test_an_interruption_at_any_batch_leaves_no_trace(
             run(inputs, out)
     run(inputs, out)
     assert content(out) == content(expected)
+
+
+@pytest.mark.parametrize("stopped", [0, 2, 5])
+def test_shards_that_are_batched_together_leave_no_trace_of_an_interruption(
+    inputs, expected, tmp_path, monkeypatch, stopped
+):
+    """As on a GPU, in groups of two shards: rows 0 to 1023, 1024 to 2047, 2048 to 2599."""
+    speed = LLMSpeed(shards=2)
+    monkeypatch.setattr(stage, "_speed", lambda *_: speed)
+    run(inputs, tmp_path / "whole.zarr")
+    for dataset in ("scenes", "few"):
+        own, other = (
+            Embeddings.open([path], dataset) for path in (tmp_path / "whole.zarr", expected)
+        )
+        rows = np.arange(len(own.keys))
+        np.testing.assert_allclose(own.rows(rows), other.rows(rows), atol=2e-2, rtol=2e-2)
+
+    class Interrupted(BaseException):
+        pass
+
+    write = stage.store.Writer.write
+
+    def failing(writer, rows, vectors):
+        nonlocal stopped
+        stopped -= 1
+        if stopped < 0:
+            raise Interrupted
+        write(writer, rows, vectors)
+
+    out = tmp_path / "0.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.store.Writer, "write", failing)
+        with pytest.raises(Interrupted):
+            run(inputs, out)
+    run(inputs, out)
+    assert content(out) == content(tmp_path / "whole.zarr")
 
 
 def test_a_changed_caption_starts_afresh(inputs, tmp_path, monkeypatch, caplog):

@@ -4,7 +4,7 @@ Memory of the host besides that of the program:
 
 - the captions of the part, about 250 bytes and twice its characters each, and 4 bytes for every
   other caption of its kind in the data sets;
-- two shards of vectors, 512 x K x D x (2 x 4 + 2) bytes;
+- the vectors of two groups of shards: 2 x 512 x K x D x 4 bytes, on a GPU four times as many;
 - on a CPU the weights of the LLM. A GPU gets them straight from their files, a few tensors at a
   time; the pages of the files count as used memory, but the system may drop them.
 """
@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -100,11 +102,7 @@ def _write(
     encoder: FrozenLLM,
     settings: EmbedSettings,
 ) -> None:
-    """Embed the shards that the store in `folder` lacks.
-
-    The captions of a shard are batched only among themselves, so its numbers do not depend on where
-    an earlier job was interrupted.
-    """
+    """Embed the shards that the store in `folder` lacks."""
     texts, counts = _prepared(captions, encoder)
     store.create(folder, origin | {"counts": counts})
     writers = {
@@ -118,41 +116,73 @@ def _write(
         )
         for name, table in captions.items()
     }
-    missing = [(name, rows) for name, writer in writers.items() for rows in writer.missing()]
+    lacking = _lacking(writers, texts, encoder.speed.shards)
     total = sum(map(len, texts.values()))
-    done = total - sum(len(rows) for _, rows in missing)
+    done = total - sum(len(group.rows) for group in lacking)
     if done:
         log.info("kept %d of %d captions from an interrupted job", done, total)
     title = f"embed {settings.kind} {settings.part + 1}/{settings.parts}"
     with progress.bar(total, "captions", title, done=done) as bar:
-        _embed_shards(missing, texts, encoder, settings, writers, bar.update)
+        _embed_groups(lacking, texts, encoder, settings, writers, bar.update)
 
 
-def _embed_shards(
-    shards: Sequence[tuple[str, range]],
+class _Group(NamedTuple):
+    """Rows of a data set that are embedded together, and the shards of them to be written."""
+
+    dataset: str
+    rows: range
+    shards: list[range]
+
+
+def _lacking(
+    writers: Mapping[str, store.Writer], texts: Mapping[str, Sequence[str]], shards: int
+) -> list[_Group]:
+    """Groups of consecutive shards of which at least one is not written.
+
+    Captions are batched only within such a group, and a group always starts at the same row: the
+    numbers do not depend on where an earlier job was interrupted.
+    """
+    span, found = shards * store.SHARD_ROWS, []
+    for name, writer in writers.items():
+        for number, missing in groupby(writer.missing(), lambda rows: rows.start // span):
+            rows = range(number * span, min((number + 1) * span, len(texts[name])))
+            found.append(_Group(name, rows, [*missing]))
+    return found
+
+
+def _embed_groups(
+    groups: Sequence[_Group],
     texts: Mapping[str, Sequence[str]],
     encoder: FrozenLLM,
     settings: EmbedSettings,
     writers: Mapping[str, store.Writer],
     on_batch: Callable[[int], object],
 ) -> None:
-    """Embed shards in order; while one is computed, the next is tokenized and the last written."""
+    """Embed groups in order; while one is computed, the next is tokenized and the last written."""
     endings = encoder.endings(settings.prefix[1], [*settings.facets.values()])
 
     def tokenized(number: int) -> list[list[int]]:
-        if number == len(shards):
+        if number == len(groups):
             return []
-        name, rows = shards[number]
-        return encoder.prefixes(texts[name][rows.start : rows.stop], settings.prefix)
+        rows = groups[number].rows
+        some = texts[groups[number].dataset][rows.start : rows.stop]
+        return encoder.prefixes(some, settings.prefix)
+
+    def write(group: _Group, vectors: np.ndarray) -> None:
+        for rows in group.shards:
+            start = rows.start - group.rows.start
+            writers[group.dataset].write(rows, vectors[start : start + len(rows)])
 
     with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        coming, written = ahead.submit(tokenized, 0), behind.submit(lambda: None)
-        for number, (name, rows) in enumerate(shards):
+        coming, written = ahead.submit(tokenized, 0), None
+        for number, group in enumerate(groups):
             prefixes, coming = coming.result(), ahead.submit(tokenized, number + 1)
             vectors = encoder.embed_tokens(prefixes, endings, on_batch=on_batch)
+            if written:
+                written.result()
+            written = behind.submit(write, group, vectors.numpy())
+        if written:
             written.result()
-            written = behind.submit(writers[name].write, rows, vectors.numpy())
-        written.result()
 
 
 def _prepared(
