@@ -49,6 +49,7 @@ def test_there_are_no_other_packages():
         "import flame",
         "import flame.data.datasets.scenes",
         "import flame.study.jobs",
+        "import flame.study.memory",
         "from flame.study.load import load_file; load_file(root / 'config/paper.yaml', root)",
     ],
 )

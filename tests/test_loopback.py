@@ -113,7 +113,7 @@ def hub(study, tmp_path_factory):
         server.hub(
             "clip-benchmark/wds_food101",
             "main",
-            benchmark_files(rng, lambda i: {"cls": str(i % 3).encode()}, "train", "test")
+            benchmark_files(rng, lambda i: {"cls": str(i % 3).encode()}, "test")
             | {"classnames.txt": b"pizza\nsushi\nramen"},
         )
         server.hub("BeichenZhang/Urban1k", "main", {"Urban1k.zip": urban1k(rng)})

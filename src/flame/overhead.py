@@ -36,7 +36,7 @@ def overhead(
     encoder = FrozenLLM(llm, embedding)
     captions = texts_of(images, embedding)[1][: chosen.captions]
     with TemporaryDirectory() as aside:
-        ways = embedding_ways(llm, encoder, captions, embedding)
+        ways = embedding_ways(encoder, captions, embedding)
         ways |= {
             name: training_way(run, images, encoder, Path(aside) / name)
             for name, run in runs(images, stores, encoder, settings).items()

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModel
 
 from flame.data.datasets import Sample
 from flame.data.shards import ShardWriter
@@ -112,7 +113,7 @@ def encoder(llm, **options):
 @pytest.mark.parametrize(("layer", "final_norm"), [("last", True), (1, False)])
 def test_the_plain_llm_embeds_what_the_frozen_one_does(inputs, positions, layer, final_norm):
     frozen = encoder(inputs[1], layer=layer, final_norm=final_norm, positions=positions)
-    plain = PlainLLM(inputs[1], frozen)
+    plain = PlainLLM(frozen)
     texts, suffixes = ["a dog", " ".join(WORDS), ""], [*FACETS.values()]
     prefix = embed_settings().prefix
     torch.testing.assert_close(
@@ -136,9 +137,21 @@ def test_the_plain_llm_embeds_what_the_frozen_one_does(inputs, positions, layer,
     )
 
 
+def test_the_plain_llm_is_that_of_transformers_but_holds_no_weights_of_its_own(inputs):
+    frozen = encoder(inputs[1])
+    plain = PlainLLM(frozen)
+    theirs = AutoModel.from_pretrained(inputs[1], dtype=torch.float32).eval()
+    ids = torch.tensor([frozen.prefixes([" ".join(WORDS)], ("", ""))[0]])
+    with torch.inference_mode():
+        states = [model(ids).last_hidden_state for model in (plain.model, theirs)]
+    torch.testing.assert_close(*states)
+    own = {parameter.data_ptr() for parameter in frozen.model.parameters()}
+    assert {parameter.data_ptr() for parameter in plain.model.parameters()} == own
+
+
 def test_ways_that_differ_are_not_timed(inputs, monkeypatch):
     frozen = encoder(inputs[1], max_caption_tokens=24)
-    ways = embedding_ways(inputs[1], frozen, ["a dog", "a cat"], embed_settings())
+    ways = embedding_ways(frozen, ["a dog", "a cat"], embed_settings())
     assert {name: way.units for name, way in ways.items()} == {
         "separate": 2,
         "one_pass": 2,
@@ -149,7 +162,7 @@ def test_ways_that_differ_are_not_timed(inputs, monkeypatch):
         overhead, "facet_mask", lambda p, n: torch.ones(p + sum(n), p + sum(n)).tril().bool()
     )
     with pytest.raises(ValueError, match="'one_pass' and 'everything' differ: cosine"):
-        embedding_ways(inputs[1], frozen, ["a dog", "a cat"], embed_settings())
+        embedding_ways(frozen, ["a dog", "a cat"], embed_settings())
 
 
 def test_online_texts_are_those_of_the_store(inputs):

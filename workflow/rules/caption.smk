@@ -12,7 +12,7 @@ rule caption:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory("caption"),
         runtime=growing(24 * HOUR),
     params:
         program=program,
@@ -43,7 +43,7 @@ rule captions:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(4000),
+        mem_mb=memory("captions"),
         runtime=growing(HOUR),
     params:
         program=program,

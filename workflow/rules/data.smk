@@ -9,7 +9,7 @@ rule download_dataset:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=dataset_memory,
+        mem_mb=memory("download_dataset"),
         runtime=dataset_minutes,
     params:
         program=program,
@@ -35,7 +35,7 @@ rule download_llm:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(3000),
+        mem_mb=memory("download_llm"),
         runtime=growing(12 * HOUR),
     params:
         program=program,
@@ -58,7 +58,7 @@ rule download_tower:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(8000),
+        mem_mb=memory("download_tower"),
         runtime=growing(2 * HOUR),
     params:
         program=program,

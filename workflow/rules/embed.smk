@@ -27,7 +27,7 @@ rule embed:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=growing(2500),
+        mem_mb=memory("embed"),
         runtime=growing(12 * HOUR),
         token_budget="auto",
         compile="auto",

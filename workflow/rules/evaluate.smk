@@ -14,7 +14,7 @@ rule evaluate:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=growing(2500),
+        mem_mb=memory("evaluate"),
         runtime=growing(4 * HOUR),
         batch_size=256,
         workers=0,
@@ -47,7 +47,7 @@ rule fewshot:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=growing(2500),
+        mem_mb=memory("fewshot"),
         runtime=growing(4 * HOUR),
         batch_size=64,
         workers=0,
@@ -77,7 +77,7 @@ rule overhead:
         "../../environment.yml"
     threads: all_cores
     resources:
-        mem_mb=growing(5000),
+        mem_mb=memory("overhead"),
         runtime=growing(HOUR),
     params:
         program=program,
@@ -99,7 +99,7 @@ rule export:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(1500),
+        mem_mb=memory("export"),
         runtime=growing(HOUR),
     params:
         program=program,

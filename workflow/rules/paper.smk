@@ -15,7 +15,7 @@ rule table:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(1000),
+        mem_mb=memory("table"),
         runtime=growing(10),
     params:
         program=program,
@@ -40,7 +40,7 @@ rule claims:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(1000),
+        mem_mb=memory("claims"),
         runtime=growing(10),
     params:
         program=program,
@@ -67,7 +67,7 @@ rule appendix:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(1000),
+        mem_mb=memory("appendix"),
         runtime=growing(10),
     params:
         program=program,
@@ -96,7 +96,7 @@ rule figure:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(1000),
+        mem_mb=memory("figure"),
         runtime=growing(10),
     params:
         program=program,

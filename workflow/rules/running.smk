@@ -1,13 +1,17 @@
 """How jobs run: the command of a stage, its memory and its time."""
 
+from dataclasses import fields
+
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
+
+from flame.study.memory import Machine, request_mb
 
 HOUR = 60  # minutes, the unit of `runtime`
 
 
 def growing(amount):
-    """Memory or time of a job, more with each retry: too little of either ends a job."""
+    """Time of a job, more with each retry: too little of it ends a job."""
 
     def resource(wildcards, attempt):
         return amount * attempt
@@ -15,9 +19,32 @@ def growing(amount):
     return resource
 
 
-def dataset_memory(wildcards, attempt):
-    """MB of a download: its index, 1 kB an image, is made in memory."""
-    return (1000 + study.datasets[wildcards.dataset].images // 1000) * attempt
+def memory(job):
+    """MB of a job by formula (flame.study.memory), more with each retry."""
+
+    def resource(wildcards, attempt, rulename):
+        names = {name: "0" if name == "part" else value for name, value in wildcards.items()}
+        return megabytes(job, machine(wildcards, rulename), **names) * attempt
+
+    return resource
+
+
+@cache
+def megabytes(job, machine, **names):
+    """The formula's; parts of a set need the same."""
+    return request_mb(study, job, names, machine)
+
+
+def machine(wildcards, rulename):
+    """What the profile gives a rule's jobs of what decides their memory."""
+    asked = workflow.get_rule(rulename).resources
+    context = dict(input=[], attempt=1, threads=1, rulename=rulename, async_run=None)
+    names = {field.name for field in fields(Machine)} | {"gpu", "gres", "nodes"}
+    given = {name: asked[name].evaluate(wildcards, **context).value for name in names & {*asked}}
+    gpus = gpus_of_node(given)
+    return Machine(
+        **{name: given[name] for name in given if hasattr(Machine, name)} | {"gpus": gpus}
+    )
 
 
 def dataset_minutes(wildcards, attempt):
@@ -49,7 +76,8 @@ def trainer(wildcards, output, resources, threads):
     As in `program`, where it runs is no reason to rerun. The shell line is expanded on the first
     node, where the processes meet; Linux gives away no ports below 32768.
     """
-    nodes, gpus = resources.get("nodes", 1), gpus_of_node(resources)
+    # On a CPU there is one process, too.
+    nodes, gpus = resources.get("nodes", 1), max(gpus_of_node(resources), 1)
     if nodes == gpus == 1:
         return program(wildcards, output)
     torchrun = f"{program(wildcards, output)} torch.distributed.run --nproc-per-node={gpus}"
@@ -69,12 +97,12 @@ def trainer(wildcards, output, resources, threads):
 
 
 def gpus_of_node(resources):
-    """GPUs of a job on each of its nodes; 1 for a job on a CPU, which asks for none."""
-    if "gres" in resources.keys():  # gpu, gpu:8 or gpu:<model>:8
-        kind, _, rest = resources.gres.partition(":")
+    """GPUs of a job on each of its nodes; 0 for a job on a CPU, which asks for none."""
+    if gres := resources.get("gres"):  # gpu, gpu:8 or gpu:<model>:8
+        kind, _, rest = gres.partition(":")
         number = rest.rpartition(":")[2]
-        return int(number) if kind == "gpu" and number.isdigit() else 1
+        return (int(number) if number.isdigit() else 1) if kind == "gpu" else 0
     gpus, nodes = resources.get("gpu", 0), resources.get("nodes", 1)
     if gpus % nodes:
         raise WorkflowError(f"gpu={gpus} cannot be spread evenly over nodes={nodes}")
-    return max(gpus // nodes, 1)
+    return gpus // nodes

@@ -13,7 +13,7 @@ rule train:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=growing(2500),
+        mem_mb=memory("train"),
         runtime=growing(24 * HOUR),
         workers=0,
         cache_mb=1000,

@@ -8,6 +8,7 @@ Shapes: N captions, K facets, D width of the LLM; B captions and L tokens of a b
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,12 +19,11 @@ import numpy as np
 import polars as pl
 import torch
 from torch import nn
-from transformers import AutoModel
 
 from flame.data import captions
 from flame.data.images import ImageReader
 from flame.embedding.attention import Layout, facet_mask
-from flame.embedding.llm import TOKEN_BUDGET, FrozenLLM, plan
+from flame.embedding.llm import FrozenLLM, plan
 from flame.embedding.store import Embeddings, by_kind
 from flame.runtime import progress
 from flame.runtime.requests import Request
@@ -88,18 +88,18 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 
 
 class PlainLLM:
-    """The same LLM as `transformers` runs it: all tokens in all layers, batches padded."""
+    """The same LLM as `transformers` runs it: all tokens in all layers, batches padded.
 
-    def __init__(self, checkpoint: Path, encoder: FrozenLLM) -> None:
-        """Load the checkpoint again, with the depth and dtype of the encoder."""
+    It shares its weights with the encoder, so a GPU holds them once.
+    """
+
+    def __init__(self, encoder: FrozenLLM) -> None:
+        """Take the weights, depth, dtype and norms of the encoder."""
         self.encoder = encoder
-        whole = AutoModel.from_pretrained(
-            checkpoint, dtype=encoder.dtype, attn_implementation="sdpa"
-        )
-        self.model: Any = getattr(whole, "language_model", whole).to(encoder.device).eval()
-        self.model.layers = self.model.layers[: len(encoder.model.layers)]
-        if not encoder.options.final_norm:
-            self.model.norm = nn.Identity()
+        weights = chain(encoder.model.parameters(), encoder.model.buffers())
+        self.model: Any = deepcopy(encoder.model, {id(tensor): tensor for tensor in weights})
+        self.model.layers[-1] = self.model.layers[-1].layer
+        self.model.set_attn_implementation("sdpa")
 
     @torch.inference_mode()
     def embed(
@@ -119,15 +119,17 @@ class PlainLLM:
         lengths, tail = [len(ids) for ids in endings], [*chain(*endings)]
         answers = torch.tensor(lengths).cumsum(0) - 1
         out = torch.empty(len(prefixes), len(endings), self.encoder.dim)
-        planned = plan([len(ids) for ids in prefixes], len(tail), TOKEN_BUDGET)
+        budget = self.encoder.speed.token_budget
+        planned = plan([len(ids) for ids in prefixes], len(tail), budget)
         for rows in planned if batches is None else batches:
             batch = [torch.tensor(prefixes[row] + tail) for row in rows]
             ids = nn.utils.rnn.pad_sequence(batch, batch_first=True).to(self.encoder.device)
             starts = [len(prefixes[row]) for row in rows]
             decoupled = self._decoupled(starts, lengths, ids.shape[1]) if len(lengths) > 1 else {}
             states = self.model(ids, use_cache=False, **decoupled).last_hidden_state
-            for row, start, state in zip(rows, starts, states, strict=True):
-                out[row] = state[start + answers].float().cpu()
+            places = torch.tensor(starts)[:, None] + answers
+            picked = states[torch.arange(len(rows))[:, None], places]
+            out[list(rows)] = picked.float().cpu()
         return out
 
     def _decoupled(
@@ -152,7 +154,7 @@ class PlainLLM:
 
 
 def embedding_ways(
-    llm: Path, encoder: FrozenLLM, captions: Sequence[str], settings: EmbedSettings
+    encoder: FrozenLLM, captions: Sequence[str], settings: EmbedSettings
 ) -> dict[str, Way]:
     """K passes per caption, one pass under a dense mask, and one pass by `flame.embedding.llm`.
 
@@ -160,7 +162,7 @@ def embedding_ways(
         ValueError: the ways do not produce the same embeddings.
     """
     captions, _ = encoder.prepare(captions)
-    plain, prefix = PlainLLM(llm, encoder), settings.prefix
+    plain, prefix = PlainLLM(encoder), settings.prefix
     suffixes = [*settings.facets.values()]
 
     def separate(texts: Sequence[str]) -> torch.Tensor:

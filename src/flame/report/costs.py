@@ -4,17 +4,17 @@ Symbols: P tokens of the prefix (template and caption), S tokens of a facet's su
 layers, D width. A FLOP is one multiplication or one addition.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flame.study.settings import FlameTraining, LongClipTraining, Training
+from flame.study.shapes import SHAPES, Shape, shape_of
 from flame.towers.load import create
+
+__all__ = ["SHAPES", "Shape", "shape_of"]
 
 # Tokens of a caption with its template, from the caption lengths that DreamLIP published.
 PREFIX_TOKENS = {"raw": 19, "short": 29, "long": 153}
@@ -24,65 +24,6 @@ CHARACTERS = {"raw": 80, "short": 110, "long": 600}
 CLIP_TOKENS = 77
 STATE_BYTES = 16  # per trained parameter: float32 weight, gradient and two moments of AdamW
 ACTIVATION_BYTES = 34  # per token, layer and unit of width, bfloat16 (arXiv 2205.05198, Section 4)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a decoder that determine its cost.
-
-    Args:
-        layers: L.
-        width: D.
-        heads: number of query heads.
-        head_dim: width of a head.
-        key_heads: number of key-value heads.
-        hidden: width of the gated MLP.
-        vocabulary: number of tokens.
-    """
-
-    layers: int
-    width: int
-    heads: int
-    head_dim: int
-    key_heads: int
-    hidden: int
-    vocabulary: int
-
-    @property
-    def layer_parameters(self) -> int:
-        """Parameters of one layer, norms excluded."""
-        attention = self.width * self.head_dim * 2 * (self.heads + self.key_heads)
-        return attention + 3 * self.width * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, embedding and head included."""
-        return self.layers * self.layer_parameters + 2 * self.vocabulary * self.width
-
-
-# From the models' own configurations, for LLMs that are not downloaded yet.
-SHAPES = {
-    "mistralai/Mistral-Nemo-Instruct-2407": Shape(40, 5120, 32, 128, 8, 14336, 131072),
-    "mistralai/Mistral-7B-Instruct-v0.3": Shape(32, 4096, 32, 128, 8, 14336, 32768),
-    "meta-llama/Llama-3.1-8B-Instruct": Shape(32, 4096, 32, 128, 8, 14336, 128256),
-}
-
-
-def shape_of(folder: Path) -> Shape | None:
-    """Sizes of a downloaded LLM; None if it has not been downloaded."""
-    if not (folder / "config.json").exists():
-        return None
-    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    return Shape(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        key_heads=config.get("num_key_value_heads") or heads,
-        hidden=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-    )
 
 
 def embedding_flop(shape: Shape, prefix: int, suffix: int, facets: int, *, passes: bool) -> float:

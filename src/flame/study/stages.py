@@ -178,10 +178,9 @@ def export(study: Study, training: str) -> ExportSettings:
     if not isinstance(run, FlameRun):
         raise ValueError(f"run {training!r} is not FLAME, and only FLAME is exported")
     read = {kind: (facets, kind) for kind, facets in study.targets(training).items()}
-    for bundle in dict.fromkeys(map(study.bundle, study.datasets)):
-        for question in study.questions(training, bundle):
-            if question.captions:
-                read.setdefault(question.captions, (question.facets, str(question.center)))
+    for question in study.questions(training):
+        if question.captions:
+            read.setdefault(question.captions, (question.facets, str(question.center)))
     llm, embedding = study.llms[run.llm], study.embedding
     return ExportSettings(
         run=training,

@@ -132,9 +132,10 @@ class Study(Section):
                 continue
             if kind in run.targets and self.bundle(run.dataset) == bundle:
                 used.update(self.targets(name)[kind])
-            for question in self.questions(name, bundle):
-                if kind in (question.captions, question.negatives):
-                    used.update(question.facets)
+            for benchmark in self.benchmarks.values():
+                asked = kind in (benchmark.captions, benchmark.negatives)
+                if asked and benchmark.task != FEWSHOT and self.bundle(benchmark.dataset) == bundle:
+                    used.update(self._question_facets(name, benchmark))
         if any((llm, bundle, kind) in self.figure_stores(name) for name in self.figures):
             used.update(prompt.default)
         return tuple(facet for facet in prompt.facets if facet in used)
@@ -230,8 +231,17 @@ class Study(Section):
 
     # --- benchmarks and results -------------------------------------------------------------
 
-    def questions(self, training: str, bundle: str) -> tuple[Question, ...]:
-        """Benchmarks of a bundle, as asked of a training."""
+    def evaluated_in(self, benchmark: str) -> str:
+        """Bundle that a benchmark is evaluated in: of its data set, or of a probe's training set.
+
+        A probe reads no texts, so it has no store in common with the other benchmarks of its data
+        set, and they have no use for its training set.
+        """
+        chosen = self.benchmarks[benchmark]
+        return self.bundle(chosen.train or chosen.dataset)
+
+    def questions(self, training: str, bundle: str | None = None) -> tuple[Question, ...]:
+        """Benchmarks as asked of a training: those evaluated in a bundle, or by default all."""
         flame = isinstance(self.run(training), FlameRun)
         return tuple(
             Question(
@@ -246,7 +256,7 @@ class Study(Section):
                 language=benchmark.language,
             )
             for name, benchmark in self.benchmarks.items()
-            if benchmark.task != FEWSHOT and self.bundle(benchmark.dataset) == bundle
+            if benchmark.task != FEWSHOT and bundle in (None, self.evaluated_in(name))
         )
 
     def validation_questions(self, training: str) -> tuple[Question, ...]:
@@ -276,7 +286,7 @@ class Study(Section):
                 if benchmark.task == FEWSHOT:
                     found[f"fewshot/{training}/{name}"] = None
                 else:
-                    found[f"evaluate/{training}/{self.bundle(benchmark.dataset)}"] = None
+                    found[f"evaluate/{training}/{self.evaluated_in(name)}"] = None
         return tuple(found)
 
     def table_results(self, name: str) -> tuple[str, ...]:

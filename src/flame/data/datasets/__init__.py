@@ -55,6 +55,7 @@ class Card:
         licence: as its publisher states it.
         splits: name of a split -> expected number of images.
         texts: captions per image, or texts per class.
+        captions: of a kind per image, at most; memory is asked for by it.
         bytes: of the download; None if unknown.
         needs: manual steps: a token, a form, files to place.
         notes: split, captions and templates of the protocol, and how other protocols differ.
@@ -66,6 +67,7 @@ class Card:
     licence: str
     splits: Mapping[str, int] = field(default_factory=dict)
     texts: str = ""
+    captions: int = 1
     bytes: int | None = None
     needs: str = "nothing"
     notes: str = ""

@@ -9,6 +9,7 @@ CARD = Card(
     licence="of the images: not verified",
     splits={"test": 1_000},
     texts="5 short captions per image, 5,000 in total",
+    captions=5,
     notes="Karpathy's test split. The paper uses one prompt; its release uses seven, with the "
     "prompt of long captions (`kind: long`).",
     used_in="Tables 2 and 6",

@@ -9,6 +9,7 @@ CARD = Card(
     licence="of the images: not verified",
     splits={"test": 5_000},
     texts="5 short captions per image, 25,010 in total: a few have six",
+    captions=6,
     notes="Karpathy's test split, images of val2014. All captions of an image are used, "
     "even a sixth one, as in CLIP_benchmark. Long-CLIP's own script uses val2017 and the first "
     "five captions, which is another protocol. The paper uses one prompt; its release uses seven, "

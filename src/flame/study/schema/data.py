@@ -24,7 +24,8 @@ class Dataset(Section):
     options: dict[str, Any] = Field(default={}, description="options of that module")
     bundle: str | None = Field(
         default=None,
-        description="sets of a bundle share one embed and one evaluate job; null: its own name",
+        description="sets of a bundle share one embed and one evaluate job, probes with the other "
+        "training sets of theirs; null: its own name",
     )
     parts: dict[str, PositiveInt] = Field(
         default={}, description="caption kind -> number of embedding jobs; 1 if absent"

@@ -35,6 +35,7 @@ CARD = Card(
     "(https://openmoji.org)",
     licence="CC BY-SA 4.0 (OpenMoji)",
     texts="raw, short and long captions, pairs of a true and a false caption, or class texts",
+    captions=6,
     bytes=0,
     notes="Stands in for the training sets and benchmarks of the paper in the demo study. "
     "Nothing but the packages is downloaded; every split is a random stream of its own.",
