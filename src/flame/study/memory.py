@@ -78,14 +78,21 @@ class Machine:
         workers: of each process, that decode images ahead.
         cache_mb: for the images, and for the texts of a kind, of each process, in MiB.
         batch_size: images in a forward pass of an evaluation.
-        token_budget: tokens in a batch of the LLM.
+        token_budget: tokens in a batch of the LLM; auto: as many as are good for the device.
     """
 
     gpus: int = 0
     workers: int = 0
     cache_mb: int = 1000
     batch_size: int = 256
-    token_budget: int = 1024
+    token_budget: int | str = 1024
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a batch of the LLM."""
+        if isinstance(self.token_budget, int):
+            return self.token_budget
+        return 16_384 if self.gpus else 1024
 
     @property
     def processes(self) -> int:
@@ -202,7 +209,7 @@ def embed(study: Study, machine: Machine, llm: str, bundle: str, kind: str, part
     each: float = TEXT_ROW + KEY_ROW + 2 * characters(kind)
     if study.embedding.max_caption_tokens is not None:
         each += TOKEN_ROW * characters(kind) / 4  # characters of a token
-    layer = 0 if machine.gpus else _layer(shape, machine.token_budget, FLOAT)
+    layer = 0 if machine.gpus else _layer(shape, machine.tokens, FLOAT)
     return {
         "program": machine.torch,
         **_loaded(study, machine, llm),
@@ -416,7 +423,7 @@ def gpu(study: Study, rule: str, wildcards: Mapping[str, Any], machine: Machine)
     match rule:
         case "embed":
             shape = assumed_shape(study, wildcards["llm"])
-            layer = _layer(shape, machine.token_budget, HALF)
+            layer = _layer(shape, machine.tokens, HALF)
             return {"LLM": HALF * shape.parameters, "layer": layer}
         case "fewshot":
             shape = assumed_shape(study, study.flame_run(wildcards["run"]).llm)
