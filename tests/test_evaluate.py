@@ -289,7 +289,7 @@ def test_a_tower_with_a_text_tower_is_asked_every_kind_of_question(pairs, tmp_pa
         texts = tower.encode_text([f"number {i}" for i in range(IMAGES)])
     best = (F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T).argmax(dim=1)
     found = frame.filter(benchmark="Found", metric="t2i_r@1")
-    assert found["best"].to_list() == [reader.keys[i] for i in best]
+    assert found["best"].to_list() == [reader.keys[i] for i in best.tolist()]
     assert found["hit"].to_list() == (best == torch.arange(IMAGES)).tolist()
 
 

@@ -50,23 +50,24 @@ def evaluate(
     tower, trained = load(model)
     title = f"evaluate {settings.run}"
     questions = _by_dataset(settings.questions)
-    features = Features(
-        tower,
-        datasets,
-        stores,
-        batch_size,
-        title,
-        trained.get("texts"),
-        questions=questions,
-        precision=settings.precision,
-        decoder=Decoder(workers),
-    )
     found, frames = [], []
-    for question in questions:
-        answer = tasks.answer(features.asked(question))
-        found.append(records.record(settings.run, question, answer, settings.bootstrap))
-        frames.append(records.query_frame(question.benchmark, answer))
-        log.info("%s", _summary(found[-1]))
+    with Decoder(workers) as decoder:
+        features = Features(
+            tower,
+            datasets,
+            stores,
+            batch_size,
+            title,
+            trained.get("texts"),
+            questions=questions,
+            precision=settings.precision,
+            decoder=decoder,
+        )
+        for question in questions:
+            answer = tasks.answer(features.asked(question))
+            found.append(records.record(settings.run, question, answer, settings.bootstrap))
+            frames.append(records.query_frame(question.benchmark, answer))
+            log.info("%s", _summary(found[-1]))
     seconds = time.monotonic() - started
     records.write(out, hits, settings, found, frames, seconds=seconds, packages=PACKAGES)
 

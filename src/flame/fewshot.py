@@ -55,11 +55,11 @@ def fewshot(
         trial: draw(reader.labels, trial, chosen.episodes, settings.seed) for trial in chosen.trials
     }
     speaker = Speaker(llm)
-    mapper = Mapper.open(model, llm, speaker, stores, settings, batch_size, Decoder(workers))
-    shown = pictures(reader.labels, chosen.pictures)
-    used = used_images(episodes)
-    texts = dict(zip(used, mapper.texts(reader, used, chosen.pool), strict=True))
-    grids = mapper.words(reader, shown, chosen.picture_pool)
+    shown, used = pictures(reader.labels, chosen.pictures), used_images(episodes)
+    with Decoder(workers) as decoder:
+        mapper = Mapper.open(model, llm, speaker, stores, settings, batch_size, decoder)
+        texts = dict(zip(used, mapper.texts(reader, used, chosen.pool), strict=True))
+        grids = mapper.words(reader, shown, chosen.picture_pool)
     total = sum(map(len, episodes.values()))
     with progress.bar(total, "answers", f"fewshot {settings.run}") as bar:
         answer = classify(speaker, reader, texts, episodes, bar.update)

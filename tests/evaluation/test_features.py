@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from multiprocessing import active_children
 
 import numpy as np
 import polars as pl
@@ -204,12 +205,14 @@ def test_features_of_the_sets_used_last_are_kept(tmp_path, decoded, monkeypatch)
 
 
 def test_workers_change_no_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "ITEM_IMAGES", 2)
+    monkeypatch.setattr(decoding, "ITEM", 2)
     folders = [write_images(tmp_path / name, seed) for seed, name in enumerate("de")]
     found = []
     for workers in (0, 2):
-        given = Features(flame_tower(), folders, [], 3, "test", decoder=Decoder(workers))
-        found.append([given.asked(question(dataset=name)).images().features for name in "ded"])
+        with Decoder(workers) as decoder:
+            given = Features(flame_tower(), folders, [], 3, "test", decoder=decoder)
+            found.append([given.asked(question(dataset=name)).images().features for name in "ded"])
+        assert not active_children()
     assert all(map(torch.equal, *found))
 
 

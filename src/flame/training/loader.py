@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from threading import Event
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +31,15 @@ PATIENCE = 5.0  # seconds, after which to look whether a worker died
 SHARED_MEMORY = Path("/dev/shm")
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
-Read = tuple[Tensor, Tensor] | ValueError | OSError
+Read = tuple[Tensor, ...] | ValueError | OSError
+
+
+class Item(Protocol):
+    """What a worker is given to read."""
+
+    def read(self) -> tuple[Tensor, ...]:
+        """Tensors, such as those of `WorkItem`."""
+        ...
 
 
 @contextmanager
@@ -58,7 +67,7 @@ def loader(
     with ThreadPoolExecutor(1, "batches") as thread:
         # Started there, because torch would otherwise raise errors of workers at any place of the
         # main thread, such as in the middle of saving a checkpoint.
-        readers = thread.submit(_Workers, schedule, steps, workers).result()
+        readers = thread.submit(Workers, _Items(schedule, steps), workers).result()
         try:
             yield _one_ahead(_assembled(schedule, steps, readers, closed, pin_memory), thread)
         finally:
@@ -90,22 +99,22 @@ class _Items:
 class _Reader(Dataset[Read]):
     """What a worker does: reads the item that it is given. Holds nothing."""
 
-    def __getitem__(self, item: WorkItem) -> Read:
-        """Images and texts in shared memory, or the error that tells the user what is wrong."""
+    def __getitem__(self, item: Item) -> Read:
+        """Its tensors in shared memory, or the error that tells the user what is wrong."""
         try:
             return _shared(item.read())
         except (ValueError, OSError) as error:
             return error
 
 
-def _shared(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _shared(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Move tensors to shared memory here.
 
     Torch would do so in a thread that loses the item if there is no room, and the main process
     would wait for it forever.
     """
     try:
-        return found[0].share_memory_(), found[1].share_memory_()
+        return tuple(tensor.share_memory_() for tensor in found)
     except RuntimeError as error:
         need = sum(tensor.nbytes for tensor in found) / 1e6
         raise OSError(f"no room for {need:.0f} MB in {_shared_memory()}") from error
@@ -116,31 +125,43 @@ def _shared_memory() -> str:
     usage = shutil.disk_usage(SHARED_MEMORY)
     return (
         f"{SHARED_MEMORY}, which has {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free: "
-        "enlarge it (docker run --shm-size=8g, or --ipc=host), or train with fewer --workers"
+        "enlarge it (docker run --shm-size=8g, or --ipc=host), or use fewer --workers"
     )
 
 
-class _Workers:
-    """Processes that read the items of all remaining batches."""
+class Workers:
+    """Processes that read items ahead, in order."""
 
-    def __init__(self, schedule: Schedule, steps: range, workers: int) -> None:
-        others = set(active_children())
-        source: DataLoader[Read] = DataLoader(
+    def __init__(self, items: Iterable[Item], workers: int, *, reused: bool = False) -> None:
+        """Start them.
+
+        Args:
+            items: to read.
+            workers: number of processes.
+            reused: whether they stay when all is read, for `restart`.
+        """
+        self._source: DataLoader[Read] = DataLoader(
             _Reader(),
             batch_size=None,
-            sampler=_Items(schedule, steps),
+            sampler=items,
             num_workers=workers,
+            persistent_workers=reused,
             prefetch_factor=ITEMS_AHEAD,
             timeout=PATIENCE,
             # Zarr runs a thread, and a child forked from a threaded process may hang.
             multiprocessing_context="spawn",
             worker_init_fn=partial(_start, os.getpid()),
         )
+        others = set(active_children())
         with _blocked(SIGNALS):  # the workers inherit this, from their first moment on
-            self._items: Iterator[Read] = iter(source)
+            self._items: Iterator[Read] = iter(self._source)
         self._processes = set(active_children()) - others
 
-    def read(self, closed: Event) -> tuple[Tensor, Tensor] | None:
+    def restart(self) -> None:
+        """Read again what the items given at the start are now."""
+        self._items = iter(self._source)
+
+    def read(self, closed: Event) -> tuple[Tensor, ...] | None:
         """The next item, in order; None if `closed` is set meanwhile."""
         deadline = time.monotonic() + DEADLINE
         while not closed.is_set():
@@ -162,7 +183,7 @@ class _Workers:
 
     def close(self) -> None:
         """End the processes."""
-        del self._items  # torch asks them to end
+        del self._items, self._source  # torch asks them to end
         for process in self._processes:  # those that hang, as in a read from a dead network disk
             with suppress(ValueError):  # already ended
                 process.kill()
@@ -190,7 +211,7 @@ def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
 
 
 def _assembled(
-    schedule: Schedule, steps: range, workers: _Workers, closed: Event, pin_memory: bool
+    schedule: Schedule, steps: range, workers: Workers, closed: Event, pin_memory: bool
 ) -> Iterator[Batch]:
     """Whole batches. Ends early when `closed` is set."""
     size = schedule.local_batch_size
