@@ -18,9 +18,8 @@ from flame.runtime import command
 from flame.runtime.checksums import digest, sha256
 from flame.runtime.resumable import resumable
 from flame.study.settings import ClipTraining, FlameTraining, LongClipTraining, Training
-from flame.towers.base import Tower
 from flame.towers.load import create, load, save
-from flame.training import curve, processes
+from flame.training import curve, memory, processes
 from flame.training.loader import loader
 from flame.training.monitor import NOTHING, Monitor, Monitoring
 from flame.training.pairs import Batches, Pairs, Texts
@@ -68,19 +67,25 @@ def train(
     torch.set_num_threads(threads)
     words = (captions or images) / FILE
     inputs = sources(settings, images, stores, words, base)
-    texts, targets = _texts(settings, words, stores, cache_mb << 20)
-    pairs = _pairs(images, texts, targets, settings, cache_mb << 20)
     fingerprint = {"settings": settings.model_dump(mode="json")} | inputs
-    about = _about(settings, pairs, texts)
-    with processes.joined(device) as place, _output(out, fingerprint, place) as folder:
-        batches = _batches(pairs, settings, place)
-        tower = _tower(settings, texts, base)
-        training = Trainer(tower, batches, settings, folder, place, speed)
-        _announce(training, pairs)
-        pin = place.device.type == "cuda"
-        with loader(batches, first=training.step, workers=workers, pin_memory=pin) as ahead:
-            training.run(ahead, _monitor(monitoring, training, about))
-        _finish(training, about)
+    with processes.joined(device) as place:
+        torch.manual_seed(settings.seed)
+        tower, targets = create(settings, _width(settings, stores)), _targets(settings)
+        facets = [(kind, facet) for kind, names in targets.items() for facet in names]
+        # A batch that does not fit the GPU is refused before hours of reading, not after.
+        speed = memory.settle(speed, tower, settings, facets, place)
+        texts = _texts(settings, words, stores, cache_mb << 20)
+        pairs = _pairs(images, texts, targets, settings, cache_mb << 20)
+        about = _about(settings, pairs, texts)
+        with _output(out, fingerprint, place) as folder:
+            _start(tower, settings, texts, base)
+            batches = _batches(pairs, settings, place)
+            training = Trainer(tower, batches, settings, folder, place, speed)
+            _announce(training, pairs)
+            pin = place.device.type == "cuda"
+            with loader(batches, first=training.step, workers=workers, pin_memory=pin) as ahead:
+                training.run(ahead, _monitor(monitoring, training, about))
+            _finish(training, about)
 
 
 def sources(
@@ -109,42 +114,54 @@ def sources(
     return found
 
 
+def _width(settings: Training, stores: Sequence[Path]) -> int | None:
+    """Width of the text embeddings of FLAME."""
+    if not isinstance(settings, FlameTraining):
+        return None
+    parts = next(iter(by_kind(stores).values()))
+    return Embeddings.open(parts, settings.dataset).dim
+
+
+def _targets(settings: Training) -> Mapping[str, Sequence[str]]:
+    """Target facets of each caption kind."""
+    if isinstance(settings, FlameTraining):
+        return settings.targets
+    # Imported here because open_clip takes seconds to import.
+    from flame.training.tokens import FACET
+
+    if isinstance(settings, ClipTraining):
+        return {settings.captions: (FACET,)}
+    return {settings.long: (FACET,), settings.short: (FACET,)}
+
+
 def _texts(
     settings: Training, words: Path, stores: Sequence[Path], cache_bytes: int
-) -> tuple[Mapping[str, Texts], Mapping[str, Sequence[str]]]:
-    """Embeddings or tokens of each caption kind, and the target facets of each."""
+) -> Mapping[str, Texts]:
+    """Embeddings or tokens of each caption kind."""
     if isinstance(settings, FlameTraining):
         opened = {
             kind: Embeddings.open(parts, settings.dataset, cache_bytes=cache_bytes)
             for kind, parts in by_kind(stores).items()
         }
         provenance.describe(opened, settings.targets)  # fails before hours of training, not after
-        return opened, settings.targets
+        return opened
     # Imported here because open_clip takes seconds to import.
-    from flame.training.tokens import FACET, Tokens
+    from flame.training.tokens import Tokens
 
-    kinds: tuple[str, ...]
-    if isinstance(settings, ClipTraining):
-        kinds, length = (settings.captions,), settings.text_tower.context_length
-    else:
-        kinds, length = (settings.long, settings.short), settings.context_length
-    tokens = {kind: Tokens(words, kind, length, cache_bytes=cache_bytes) for kind in kinds}
-    return tokens, dict.fromkeys(kinds, (FACET,))
+    length = settings.text_tower.context_length
+    if isinstance(settings, LongClipTraining):
+        length = settings.context_length
+    return {
+        kind: Tokens(words, kind, length, cache_bytes=cache_bytes) for kind in _targets(settings)
+    }
 
 
-def _tower(settings: Training, texts: Mapping[str, Texts], base: Path | None) -> Tower:
-    """The tower before the first step."""
-    torch.manual_seed(settings.seed)
-    if isinstance(settings, FlameTraining):
-        stores = _stores(texts)
-        tower = create(settings, next(iter(stores.values())).dim)
-        if settings.recipe.standardize == "center":
-            tower.centers = {kind: _means(store) for kind, store in stores.items()}
-        return tower
-    tower = create(settings)
+def _start(tower: Any, settings: Training, texts: Mapping[str, Texts], base: Path | None) -> None:
+    """Prepare an untrained tower for its first step."""
+    if isinstance(settings, FlameTraining) and settings.recipe.standardize == "center":
+        tower.centers = {kind: _means(store) for kind, store in _stores(texts).items()}
     if base is not None:
         _start_from(tower, base)
-    return tower
 
 
 def _start_from(tower: Any, base: Path) -> None:
@@ -214,6 +231,11 @@ def _announce(training: Trainer, pairs: Pairs) -> None:
     if training.place.rank != 0:
         return
     log.info("%d pairs; skipped: %s", pairs.used, pairs.skipped)
+    speed = training.speed
+    log.info(
+        "micro-batches of %s images, grad_checkpointing %s, compile %s",
+        *(speed.micro_batch, speed.grad_checkpointing, speed.compile),
+    )
     if training.step:
         log.info("resuming from step %d of %d", training.step, len(training.batches))
 

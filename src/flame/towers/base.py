@@ -86,6 +86,15 @@ class Tower(nn.Module):
             facets: (caption kind, facet) of each target facet.
         """
 
+    def example_texts(self, images: int, facets: int) -> Tensor:
+        """Texts (B, K, ...) as large as `forward` may get them.
+
+        Args:
+            images: B.
+            facets: K.
+        """
+        raise NotImplementedError
+
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of keeping them.
 
@@ -97,6 +106,14 @@ class Tower(nn.Module):
         except (AttributeError, AssertionError) as error:  # timm's answers
             name = type(self.visual).__name__
             raise ValueError(f"{name} of timm has no gradient checkpointing") from error
+
+    def compile_visual(self, backend: str) -> None:
+        """Compile the backbone; names of parameters stay as they are.
+
+        Args:
+            backend: of torch.compile.
+        """
+        self.visual.compile(backend=backend)
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

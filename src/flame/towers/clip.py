@@ -85,6 +85,11 @@ class ClipTower(Tower):
         x = x[torch.arange(len(x), device=x.device), ends]
         return text.ln_final(x) @ text.text_projection
 
+    def example_texts(self, images: int, facets: int) -> Tensor:
+        """Tokens (B, K, L) without zeros; see `Tower`."""
+        tokens = torch.arange(1, self.context_length + 1, dtype=torch.int32)
+        return tokens.expand(images, facets, -1).contiguous()
+
     def forward(self, images: Tensor, texts: Tensor, columns: Tensor) -> Outputs:
         """Features of a batch; see `Tower`. `texts` are tokens (B, K, L)."""
         features = [self.encode_tokens(tokens) for tokens in texts.unbind(dim=1)]

@@ -51,6 +51,19 @@ class FlameTower(Tower):
         rows = [self.centers.get(kind, {}).get(name, nothing) for kind, name in facets]
         self.register_buffer("center_rows", torch.stack(rows), persistent=False)
 
+    def compile_visual(self, backend: str) -> None:
+        """Compile the backbone; see `Tower`."""
+        if self.per_token:  # calls only this part of it
+            self.visual.forward_features = torch.compile(
+                self.visual.forward_features, backend=backend
+            )
+        else:
+            super().compile_visual(backend)
+
+    def example_texts(self, images: int, facets: int) -> Tensor:
+        """Facet embeddings (B, K, D); see `Tower`."""
+        return torch.ones(images, facets, self.dim, dtype=torch.float16)
+
     def forward(self, images: Tensor, texts: Tensor, columns: Tensor) -> Outputs:
         """Features of a batch; see `Tower`. `texts` are facet embeddings (B, K, D)."""
         texts = texts.float() - self.center_rows[columns]

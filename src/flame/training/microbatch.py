@@ -1,17 +1,17 @@
 """Gradient of a whole batch with the activations of one micro-batch in memory.
 
 A contrastive loss needs the features of all images at once, but not their activations. So the
-features of all micro-batches are computed first, without a graph; then the loss and its gradient
-with respect to the features; then each micro-batch once more, backwards from its part of that
-gradient (GradCache, arXiv 2101.06983; --accum-freq of open_clip). The result is the gradient of the
-whole batch, for one forward pass more. Only BatchNorm, which mixes the images of a batch, is not
-possible in this way.
+features of all micro-batches are computed first, and their graphs dropped; then the loss and its
+gradient with respect to the features; then each micro-batch once more, backwards from its part of
+that gradient (GradCache, arXiv 2101.06983; --accum-freq of open_clip). The result is the gradient
+of the whole batch, for one forward pass more. Only BatchNorm, which mixes the images of a batch, is
+not possible in this way.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from flame.towers.base import Outputs, Tower
 Forward = Callable[[nn.Module, int], Outputs]
 
 
-def split(images: int, micro_batch: int) -> list[slice]:
-    """Micro-batches of at most this many images, as equal as possible."""
-    count = -(-images // micro_batch)
+def split(images: int, micro_batch: int | Literal["auto"]) -> list[slice]:
+    """Micro-batches of at most this many images, as equal as possible; auto: all in one."""
+    count = 1 if micro_batch == "auto" else -(-images // micro_batch)
     return [
         slice(first, last)
         for first, last in pairwise(images * n // count for n in range(count + 1))
@@ -56,8 +56,8 @@ def backward(
         return value.detach(), outputs.scale.detach()
     ddp = wrapped if isinstance(wrapped, DistributedDataParallel) else None
     tower: Any = ddp.module if ddp else wrapped
-    with torch.no_grad():
-        parts = [forward(tower, number) for number in range(count)]
+    # Not without gradient, where kernels, and random numbers of compiled code, may be others.
+    parts = [_detached(forward(tower, number)) for number in range(count)]
     whole = _leaves(parts, texts=tower.trains_texts, bias=tower.bias.requires_grad)
     sizes = [len(part.images) for part in parts]
     del parts
@@ -72,13 +72,18 @@ def backward(
     return value.detach(), whole.scale.detach()
 
 
+def _detached(outputs: Outputs) -> Outputs:
+    """Outputs without graph, whose activations are freed."""
+    return Outputs(*(each.detach() for each in outputs))
+
+
 def _leaves(parts: Sequence[Outputs], *, texts: bool, bias: bool) -> Outputs:
     """Outputs of the whole batch as leaves of a new graph."""
     return Outputs(
         torch.cat([part.images for part in parts]).requires_grad_(),
         torch.cat([part.texts for part in parts]).requires_grad_(texts),
-        parts[0].scale.detach().requires_grad_(),
-        parts[0].bias.detach().requires_grad_(bias),
+        parts[0].scale.clone().requires_grad_(),
+        parts[0].bias.clone().requires_grad_(bias),
     )
 
 

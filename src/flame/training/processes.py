@@ -8,7 +8,7 @@ of the batch of a single process.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -73,6 +73,15 @@ def any_of(flag: bool, device: torch.device) -> bool:
     flags = torch.tensor(float(flag), device=device)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
+
+
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """Largest of each value in any process; the same answer in all."""
+    if not dist.is_initialized():
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return shared.tolist()
 
 
 def mean(values: Tensor) -> Tensor:

@@ -1,7 +1,12 @@
 """What a machine decides of a training: time and memory, and of the numbers only the rounding."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
+
+import torch
 
 from flame.towers.base import Tower
 from flame.training.processes import batch_norms
@@ -54,3 +59,43 @@ def check(speed: Speed, tower: Tower, images: int) -> None:
         raise ValueError(
             "grad_checkpointing always: BatchNorm would count every batch twice; use never"
         )
+
+
+@cache
+def check_compiler(backend: str, device: torch.device) -> None:
+    """Compile something small, because torch.compile finds out with the first batch.
+
+    Args:
+        backend: of torch.compile, or none.
+        device: where to compute.
+
+    Raises:
+        ValueError: there is no such backend, or it misses something, such as a C++ compiler.
+    """
+    if backend == "none":
+        return
+    try:
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
+    except (RuntimeError, ImportError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"compile {backend}: {lines[0] if lines else type(error).__name__}; "
+            "compile none trains without torch.compile"
+        ) from error
+
+
+@contextmanager
+def fast_products(enabled: bool) -> Iterator[None]:
+    """Matrix products of float32 in TF32 in this block, on GPUs that have it.
+
+    In a tower that computes in bfloat16, this means those of the loss. TF32 keeps 10 bits of a
+    factor behind the point where bfloat16 keeps 7, and sums in float32: its error is below that of
+    the features.
+    """
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

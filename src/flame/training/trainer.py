@@ -22,7 +22,7 @@ from flame.runtime.device import dtype_of
 from flame.runtime.resumable import write_atomic
 from flame.study.settings import Training
 from flame.towers.base import Outputs, Tower
-from flame.training import microbatch, processes
+from flame.training import memory, microbatch, processes
 from flame.training.augment import crop, draw_crops
 from flame.training.batches import Batch, Schedule, generator
 from flame.training.clock import Clock
@@ -31,7 +31,7 @@ from flame.training.loss import step_loss
 from flame.training.monitor import Monitor
 from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
 from flame.training.processes import Place
-from flame.training.speed import DEFAULT, Speed, check
+from flame.training.speed import DEFAULT, Speed, fast_products
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,10 @@ class Trainer:
         self.folder, self.place = folder, place
         tower.match(batches.facets)
         self._step_loss = step_loss(settings, batches.facets)
+        self.speed = memory.settle(speed, tower, settings, batches.facets, place)
         processes.sync_batch_norm(tower, place)
         self.tower = tower.to(place.device).train()
-        self.wrapped = self._prepare(speed)
+        self.wrapped = self._wrap()
         self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
         self.optimizer = adamw(tower, recipe)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
@@ -85,13 +86,12 @@ class Trainer:
                 f"processes see checkpoints of steps {seen} in {folder}: is it shared?"
             )
 
-    def _prepare(self, speed: Speed) -> Tower | DistributedDataParallel:
-        """Set up the speed settings; returns the tower, wrapped to average gradients."""
-        images = self.settings.recipe.batch_size // self.place.processes
-        check(speed, self.tower, images)
-        self.micro_batch = images if speed.micro_batch == "auto" else speed.micro_batch
-        if speed.grad_checkpointing == "always":
+    def _wrap(self) -> Tower | DistributedDataParallel:
+        """The tower, wrapped to average gradients; sets up how it computes."""
+        if self.speed.grad_checkpointing == "always":
             self.tower.checkpoint_activations()
+        if self.speed.compile != "none":
+            self.tower.compile_visual(self.speed.compile)
         if not dist.is_initialized():
             return self.tower
         return DistributedDataParallel(
@@ -146,7 +146,18 @@ class Trainer:
 
         Returns:
             Its line of the log.
+
+        Raises:
+            ValueError: the loss or the gradient is not finite, or the GPU is out of memory.
         """
+        on_gpu = self.place.device.type == "cuda"
+        with (
+            memory.explained(self.speed, len(batch.images)),
+            fast_products(self.bfloat16 and on_gpu),
+        ):
+            return self._advance(batch)
+
+    def _advance(self, batch: Batch) -> dict[str, float]:
         recipe = self.settings.recipe
         lr = learning_rate(self.step, len(self.batches), recipe)
         for group in self.optimizer.param_groups:
@@ -180,7 +191,7 @@ class Trainer:
         """
         device, augment = self.place.device, self.settings.recipe.augment
         images, texts, columns = (each.to(device, non_blocking=True) for each in batch)
-        parts = microbatch.split(len(images), self.micro_batch)
+        parts = microbatch.split(len(images), self.speed.micro_batch)
         purpose = self.settings.seed, self.step
         crops = draw_crops(
             len(images),
