@@ -1,7 +1,9 @@
 """The program `caption`: parts resume, and are joined into one table with a report."""
 
+import asyncio
 import io
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flame import caption
+from flame.captioning import describe
 from flame.captioning.engines import Reply
 from flame.data.datasets import Sample
 from flame.data.images import ImageReader
@@ -39,19 +42,25 @@ class Scripted:
         script: (red, prompt) -> reply, whenever asked; by default there is none.
         asked: (red, prompt) of all requests it has answered.
         until: answers after which it breaks off.
+        batch: images of a call.
+        calls: calls that it takes at once.
     """
 
     def __init__(self):
+        self.batch, self.calls = 1, 1
         self.script = {}
         self.asked = []
         self.until = None
 
-    def describe(self, requests):
+    async def describe(self, requests):
         questions = [(r.image.getpixel((0, 0))[0], r.prompt) for r in requests]
         if self.until is not None and len(self.asked) + len(questions) > self.until:
             raise Interrupted
         self.asked += questions
         return [self.script.get(q, Reply(self.own(*q), "stop")) for q in questions]
+
+    def close(self):
+        pass
 
     @staticmethod
     def own(red, prompt):
@@ -61,7 +70,7 @@ class Scripted:
 @pytest.fixture
 def engine(monkeypatch):
     found = Scripted()
-    monkeypatch.setattr(caption.engines, "create", lambda captioner: found)
+    monkeypatch.setattr(caption.engines, "create", lambda captioner, seed: found)
     return found
 
 
@@ -115,19 +124,19 @@ def test_every_image_has_both_captions_and_its_raw_ones(pictures, engine, tmp_pa
     assert report["flags"] == {"long": {}, "short": {}}
 
 
-def test_an_interrupted_part_goes_on_and_asks_no_image_twice(pictures, engine, tmp_path, caplog):
+def test_an_interrupted_part_goes_on_after_its_last_whole_chunk(pictures, engine, tmp_path, caplog):
     out = tmp_path / "0.parquet"
-    engine.until = 10  # two chunks of two images, and not the third
+    engine.until = 10  # two chunks of two images, and half of the third
     with pytest.raises(Interrupted):
         write(pictures, out)
     assert not out.exists()
-    assert len(engine.asked) == 8
+    assert len(engine.asked) == 10
     engine.until = None
     caplog.set_level("INFO")
     write(pictures, out)
     assert f"resuming: 4 of {IMAGES} images are done" in caplog.text
     every = [(i, prompt) for i in range(IMAGES) for prompt in (LONG, SHORT)]
-    assert engine.asked == every
+    assert engine.asked == every[:10] + every[8:]
     whole = pl.read_parquet(write(pictures, tmp_path / "whole.parquet"))
     assert pl.read_parquet(out).equals(whole)
 
@@ -142,6 +151,76 @@ def test_a_changed_prompt_starts_afresh(pictures, engine, tmp_path):
     write(pictures, out, captioner=CAPTIONER.model_copy(update={"prompts": prompts}))
     every = [(i, prompt) for i in range(IMAGES) for prompt in prompts.values()]
     assert engine.asked == every
+
+
+class Slow(Scripted):
+    """Answers about some images only after it was asked about some others.
+
+    Attributes:
+        after: red of an image -> red of the one that must have been asked about before it ends.
+        most: images that it was asked about at once.
+    """
+
+    def __init__(self, after, calls):
+        super().__init__()
+        self.after, self.calls = after, calls
+        self.seen, self.now, self.most = defaultdict(asyncio.Event), 0, 0
+
+    async def describe(self, requests):
+        red = requests[0].image.getpixel((0, 0))[0]
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.seen.setdefault(red, asyncio.Event()).set()
+        if red in self.after:
+            await asyncio.wait_for(
+                self.seen.setdefault(self.after[red], asyncio.Event()).wait(), 30
+            )
+        self.now -= 1
+        return await super().describe(requests)
+
+
+def test_no_image_waits_for_the_chunk_before_it(pictures, engine, tmp_path, monkeypatch):
+    whole = pl.read_parquet(write(pictures, tmp_path / "whole.parquet"))
+    # The first image of every chunk of two ends after all other chunks have begun.
+    slow = Slow({0: IMAGES - 1, 2: IMAGES - 2, 4: IMAGES - 1}, calls=4)
+    monkeypatch.setattr(caption.engines, "create", lambda captioner, seed: slow)
+    assert pl.read_parquet(write(pictures, tmp_path / "0.parquet")).equals(whole)
+    reds = [red for red, prompt in slow.asked if prompt == LONG]
+    assert reds.index(0) > reds.index(3)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_only_so_many_images_are_in_memory(pictures, engine, tmp_path, monkeypatch, calls):
+    slow = Slow({}, calls)
+    monkeypatch.setattr(caption.engines, "create", lambda captioner, seed: slow)
+    write(pictures, tmp_path / "0.parquet")
+    assert slow.most <= calls + 1  # and one that a worker decoded ahead
+
+
+def test_parts_differ_in_the_seed_of_their_engine(pictures, tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        caption.engines, "create", lambda captioner, seed: seeds.append(seed) or Scripted()
+    )
+    for part in (0, 1, 0):
+        write(pictures, tmp_path / f"{len(seeds)}.parquet", part, 2)
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
+def refusing(reds):
+    return {(red, prompt): Reply("no", "error") for red in reds for prompt in (LONG, SHORT)}
+
+
+def test_an_engine_that_answers_nothing_ends_the_job_and_a_few_bad_images_do_not(
+    pictures, engine, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(describe, "DEAD", 4)
+    engine.script |= refusing([2, 3])  # all of the second chunk
+    with pytest.raises(ValueError, match=r"all 4 requests failed.*: no"):
+        write(pictures, tmp_path / "0.parquet")
+    engine.script = refusing([2])
+    write(pictures, tmp_path / "0.parquet")
+    assert "2 of 4 requests failed: long of 'p2' (no), short of 'p2' (no)" in caplog.text
 
 
 def test_parts_that_are_not_all_or_of_another_captioner_are_refused(pictures, engine, tmp_path):
@@ -227,8 +306,8 @@ def test_a_text_that_too_many_images_share_gives_way_to_the_raw_one(pictures, en
 
 def test_a_broken_image_is_flagged_and_its_neighbours_are_described(pictures, engine, tmp_path):
     tar = bytearray(shard_path(pictures, 0).read_bytes())
-    _, offset, _ = (int(value) for value in ImageReader(pictures)._places[1])
-    tar[offset + 20] ^= 0xFF
+    _, offsets, _ = ImageReader(pictures)._places
+    tar[offsets[1] + 20] ^= 0xFF
     shard_path(pictures, 0).write_bytes(tar)
     path = write(pictures, tmp_path / "0.parquet")
     rows = pl.read_parquet(path).filter(key="p1").rows()
@@ -247,5 +326,7 @@ def test_an_image_that_the_engine_refuses_counts_as_missing(pictures, engine, tm
     table, report = join(pictures, [path], max_skipped=0.2)
     assert texts(table, "long")["p3"] == "raw 3"
     assert report["missing"] == {"long": 1, "short": 0}
+    assert report["refused"] == {"long": ["p3"], "short": []}
+    assert "Refused by the engine, long: p3." in (tmp_path / "joined/report.md").read_text()
     with pytest.raises(ValueError, match=r"1 of 7 images have no long caption.*: p3"):
         join(pictures, [path])

@@ -23,7 +23,7 @@ from flame.runtime.resumable import resumable, write_atomic
 from flame.study.schema.data import PublishedCaptions
 from flame.study.settings import CaptionSettings, CaptionsSettings
 
-CHUNK = 256  # images: enough to keep an engine busy; an interruption loses at most this many
+CHUNK = 256  # images of a file; an interruption loses those of the files that are not complete
 
 
 def write(
@@ -32,6 +32,7 @@ def write(
     settings: CaptionSettings,
     *,
     threads: int | None = None,
+    workers: int = 1,
     chunk: int = CHUNK,
 ) -> None:
     """Caption one part of the images of a data set; an interrupted job resumes.
@@ -40,8 +41,9 @@ def write(
         images: folder of the data set.
         out: Parquet file to write, one row (key, kind, text, flags) per caption.
         settings: captioner, prompts, and which part of the images.
-        threads: CPU threads; all by default.
-        chunk: images that are captioned and written together.
+        threads: CPU threads of PyTorch; all by default.
+        workers: threads that decode images ahead of the engine.
+        chunk: images that are written together.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -55,7 +57,7 @@ def write(
         if isinstance(settings.captioner, PublishedCaptions):
             counts = published.adopt(settings.captioner, images, folder)
         else:
-            describe_part(settings.captioner, images, folder, settings, chunk)
+            describe_part(settings.captioner, images, folder, settings, chunk, workers)
             counts = total_counts(folder)
         merge_chunks(folder, origin | counts)
 

@@ -1,15 +1,15 @@
 """Requests and replies of each engine, and its errors.
 
-vLLM needs a GPU: a stand-in module shows what it is handed, and nothing of what it does.
+vLLM needs a GPU: tests/fake_vllm.py shows what it is handed, and little of what it does.
 """
 
+import asyncio
 import base64
 import io
 import json
 import sys
 import time
-from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +17,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flame.captioning import engines
+from flame.captioning.engines import server as server_engine
+from flame.captioning.engines import vllm as vllm_engine
+from flame.captioning.engines.base import bisected
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
-from tests import tiny_vlm
+from tests import fake_vllm, tiny_vlm
 from tests.loopback import Loopback, Reply, html, slow, status, wrong
 
 PATH = "/v1/chat/completions"
@@ -36,7 +39,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(engines, "PAUSE", 0.01)
+    monkeypatch.setattr(server_engine, "PAUSE", 0.01)
 
 
 def image(seed=0, size=(40, 32)):
@@ -50,14 +53,22 @@ def request(prompt="What is this?", *, seed=0, sampling=GREEDY, max_tokens=8, sh
     return engines.Request(shown or image(seed), prompt, sampling, max_tokens, seed)
 
 
+class Waiting:
+    """An engine whose answers are waited for."""
+
+    def __init__(self, captioner, seed=0):
+        self.engine = engines.create(captioner, seed)
+
+    def describe(self, requests):
+        return asyncio.run(self.engine.describe(requests))
+
+
 # --- a server ---------------------------------------------------------------------------------
 
 
 def engine_of(server, **keys):
     url = f"{server.url}/v1"
-    return engines.create(
-        ServerCaptioner(engine="server", url=url, model="owner/mllm", **KINDS | keys)
-    )
+    return Waiting(ServerCaptioner(engine="server", url=url, model="owner/mllm", **KINDS | keys))
 
 
 def completion(text, finish="stop"):
@@ -96,6 +107,14 @@ def test_the_server_is_asked_what_the_request_says(server):
     with Image.open(io.BytesIO(base64.b64decode(data))) as seen:
         assert (seen.format, seen.mode, seen.size) == ("PNG", "RGB", (40, 32))
         assert seen.tobytes() == image(7).tobytes()
+
+
+def test_a_server_is_not_asked_to_add_a_bos_to_its_template(server):
+    server.route(PATH, echo)
+    engine_of(server).describe([request("Why?")])
+    body = json.loads(server.requests[0].body)
+    assert "add_special_tokens" not in body  # of vLLM's server, which adds none by default
+    assert question(server.requests[0]) == "Why?"
 
 
 def test_what_openai_does_not_know_is_sent_only_where_it_says_something(server):
@@ -155,7 +174,7 @@ def test_the_server_says_how_long_to_wait(server, monkeypatch):
     assert engine_of(server).describe([request("it")])[0].text == "about it"
     assert time.monotonic() - start >= 1
     server.fault(PATH, status(429, times=1, retry_after=3600))
-    monkeypatch.setattr(engines, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(server_engine, "LONGEST_PAUSE", 0.01)
     start = time.monotonic()
     assert engine_of(server).describe([request("it")])[0].text == "about it"
     assert time.monotonic() - start < 60
@@ -175,7 +194,7 @@ def test_the_server_says_how_long_to_wait(server, monkeypatch):
     ],
 )
 def test_a_time_to_wait_is_a_number_or_a_date(said, least, most):
-    assert least <= engines._retry_after({"Retry-After": said}, 0.5) <= most
+    assert least <= server_engine._retry_after({"Retry-After": said}, 0.5) <= most
 
 
 def test_a_timeout_is_an_attempt(server):
@@ -220,7 +239,7 @@ def test_garbage_costs_only_its_own_request_a_caption(server, name):
     assert replies[1].text
 
 
-@pytest.mark.parametrize("code", engines.OF_ONE_REQUEST)
+@pytest.mark.parametrize("code", server_engine.OF_ONE_REQUEST)
 def test_a_request_that_is_refused_is_not_sent_again(server, code):
     def answer(asked):
         return Reply(code, b"no such image") if question(asked) == "bad" else echo(asked)
@@ -319,7 +338,7 @@ def llava(tmp_path_factory):
 
 def local(llava, batch_size=8):
     captioner = {"engine": "transformers", "id": str(llava), "batch_size": batch_size}
-    return engines.create(TransformersCaptioner(**captioner, **KINDS))
+    return Waiting(TransformersCaptioner(**captioner, **KINDS))
 
 
 def drawn(seed, prompt="What is this?", **keys):
@@ -383,129 +402,205 @@ def test_mixed_samplings_keep_the_order(llava):
     assert engine.describe(requests) == alone
 
 
+@pytest.mark.parametrize("template", ["{{ bos_token }}", ""])
+def test_transformers_reads_one_bos(tmp_path, monkeypatch, template):
+    fast = tiny_vlm.llama3_tokenizer()
+    fast.chat_template = template + tiny_vlm.CHAT
+    engine = local(tiny_vlm.save(tmp_path, fast=fast))
+    given, model = [], engine.engine._model
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda **inputs: given.append(inputs) or generate(**inputs)
+    )
+    engine.describe([request("Hi"), request("What is this?")])
+    counts = (given[0]["input_ids"] == fast.bos_token_id).sum(1).tolist()
+    assert counts == [1, 1]
+
+
+class Refusing:
+    """Answers batches of requests, except those with the question "bad".
+
+    Attributes:
+        refused: sizes of the refused batches, in order.
+        answered: sizes of the others.
+    """
+
+    def __init__(self):
+        self.refused, self.answered = [], []
+
+    def answer(self, requests):
+        if any(request.prompt == "bad" for request in requests):
+            self.refused.append(len(requests))
+            raise ValueError("no such image")
+        self.answered.append(len(requests))
+        return [engines.Reply(f"about {request.prompt}", "stop") for request in requests]
+
+
+@pytest.mark.parametrize("bad", [0, 300, 511])
+def test_a_refused_request_of_512_costs_nine_halvings(bad):
+    prompts = ["bad" if i == bad else str(i) for i in range(512)]
+    shown, engine = image(), Refusing()
+    replies = bisected(engine.answer, [request(prompt, shown=shown) for prompt in prompts])
+    good = [engines.Reply(f"about {prompt}", "stop") for prompt in prompts]
+    good[bad] = engines.Reply("no such image", "error")
+    assert replies == good
+    # Nine halvings: each level has a refused half and an answered one.
+    assert engine.refused == [512, 256, 128, 64, 32, 16, 8, 4, 2, 1]
+    assert sorted(engine.answered) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+def test_a_batch_is_bisected(llava, monkeypatch):
+    engine = local(llava, batch_size=8)
+    prepare, sizes = engine.engine._prepare, []
+
+    def refuse(requests):
+        sizes.append(len(requests))
+        if any(request.prompt == "bad" for request in requests):
+            raise ValueError("no such image")
+        return prepare(requests)
+
+    monkeypatch.setattr(engine.engine, "_prepare", refuse)
+    prompts = [*"abcdef", "bad", "g"]
+    replies = engine.describe([request(prompt) for prompt in prompts])
+    assert [reply.finish == "error" for reply in replies] == [p == "bad" for p in prompts]
+    assert sizes == [8, 4, 4, 2, 2, 1, 1]
+
+
 # --- vLLM ---------------------------------------------------------------------------------------
-
-
-class StandIn:
-    """vllm.LLM as far as the engine uses it; records its arguments and calls."""
-
-    made: ClassVar[list["StandIn"]] = []
-
-    def __init__(self, **arguments):
-        self.arguments, self.calls = arguments, []
-        StandIn.made.append(self)
-
-    def get_tokenizer(self):
-        return SimpleNamespace(get_vocab=lambda: {"<|im_end|>": 5, "<|end|>": 6, "cat": 7})
-
-    def chat(self, chats, params, use_tqdm):
-        return self._answer("chat", chats, params)
-
-    def generate(self, prompts, params, use_tqdm):
-        return self._answer("generate", prompts, params)
-
-    def _answer(self, *call):
-        self.calls.append(call)
-        finish = ("stop", "length", "abort")
-        return [
-            SimpleNamespace(outputs=[SimpleNamespace(text=f"reply {i}", finish_reason=f)])
-            for i, f in zip(range(len(call[1])), finish, strict=False)
-        ]
 
 
 @pytest.fixture
 def vllm(monkeypatch):
-    """Stand-in for vllm, which needs a GPU: shows what the engine passes to it."""
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = StandIn, SimpleNamespace
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(StandIn, "made", [])
-    return StandIn
+    for name, module in fake_vllm.modules(tiny_vlm.llama3_tokenizer()).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return fake_vllm.AsyncLLMEngine
 
 
-def offline(**keys):
+def offline(seed=0, **keys):
     captioner = {"engine": "vllm", "id": "owner/mllm", "revision": COMMIT}
-    return engines.create(VllmCaptioner(**captioner | KINDS | keys))
+    return Waiting(VllmCaptioner(**captioner | KINDS | keys), seed)
 
 
 def test_vllm_loads_weights_and_code_of_one_revision(vllm):
-    offline(trust_remote_code=True, options={"max_model_len": 2048})
+    offline(trust_remote_code=True, options={"max_model_len": 2048}, seed=7)
     assert vllm.made[0].arguments == {
         "model": "owner/mllm",
         "revision": COMMIT,
         "tokenizer_revision": COMMIT,
         "code_revision": COMMIT,
         "trust_remote_code": True,
+        "seed": 7,
         "limit_mm_per_prompt": {"image": 1},
         "enable_prefix_caching": True,
+        "max_num_seqs": 256,
+        "disable_log_stats": True,
         "max_model_len": 2048,
     }
     offline(revision="main")
     assert vllm.made[1].arguments["trust_remote_code"] is False
 
 
+def test_vllm_is_kept_busy_with_twice_the_captions_that_it_writes_at_once(vllm):
+    engine = offline(options={"max_num_seqs": 32}).engine
+    assert engine.batch * engine.calls == 32  # images, each of them two captions
+
+
+TEMPLATES = {
+    "template with BOS": {"template": f"{tiny_vlm.BOS}<image>{{question}}:"},
+    "template without": {"template": "<image>{question}:"},
+    "chat template": {},
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_vllm_reads_one_bos(vllm, case):
+    offline(**TEMPLATES[case]).describe([request("Why?")])
+    [(prompt, _)] = vllm.made[0].asked
+    tokenizer = vllm.made[0].renderer.tokenizer
+    assert tokenizer.decode(prompt["prompt_token_ids"]) == f"{tiny_vlm.BOS}<image>Why?:"
+    assert prompt["prompt_token_ids"].count(tokenizer.bos_token_id) == 1
+
+
+def test_vllm_would_add_a_second_bos_to_such_a_template(vllm):
+    offline()
+    renderer = vllm.made[0].renderer
+    text = {"prompt": f"{tiny_vlm.BOS}Why?", "multi_modal_data": {"image": image()}}
+    [prompt] = renderer.render_cmpl([text])
+    assert prompt["prompt_token_ids"].count(renderer.tokenizer.bos_token_id) == 2
+
+
 def test_vllm_fills_the_template_of_a_model_without_its_own(vllm):
     asked = request("Why {0}?")
     offline(template="<image>{question} A {x}:").describe([asked])
-    [(method, prompts, _)] = vllm.made[0].calls
-    assert (method, prompts[0]["prompt"]) == ("generate", "<image>Why {0}? A {x}:")
-    assert prompts[0]["multi_modal_data"]["image"] is asked.image
+    [(prompt, _)] = vllm.made[0].asked
+    tokenizer = vllm.made[0].renderer.tokenizer
+    text = tokenizer.decode(prompt["prompt_token_ids"])
+    assert text == f"{tiny_vlm.BOS}<image>Why {{0}}? A {{x}}:"
+    assert prompt["image"] is asked.image
 
 
-def test_vllm_is_shown_the_image_before_the_question(vllm):
-    asked = request("Why?")
-    offline().describe([asked])
-    [(method, [[message]], _)] = vllm.made[0].calls
-    assert (method, message["role"]) == ("chat", "user")
-    assert message["content"] == [
-        {"type": "image_pil", "image_pil": asked.image},
-        {"type": "text", "text": "Why?"},
-    ]
+def test_both_captions_of_an_image_come_next_to_each_other(vllm):
+    engine = offline(template="<image>{question}").engine
+    shown = [image(i) for i in range(8)]
+
+    async def ask_all():
+        pairs = [[request(q, shown=one) for q in ("Long?", "Short?")] for one in shown]
+        await asyncio.gather(*map(engine.describe, pairs))
+
+    asyncio.run(ask_all())
+    assert [prompt["image"] for prompt, _ in vllm.made[0].asked] == [s for s in shown for _ in "ab"]
 
 
 def test_vllm_samples_as_each_request_says(vllm):
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=20, repetition_penalty=1.1)
-    offline(stop=["<|im_end|>", "<|end|>"]).describe(
+    offline(stop=["</s>", "<image>"]).describe(
         [request(seed=7, sampling=sampling, max_tokens=33), request(seed=8)]
     )
-    first, second = (vars(params) for params in vllm.made[0].calls[0][2])
+    first, second = (vars(params) for _, params in vllm.made[0].asked)
     assert first == {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 20,
         "repetition_penalty": 1.1,
         "max_tokens": 33,
-        "stop_token_ids": [5, 6],
+        "stop_token_ids": [1, 3],
         "seed": 7,
+        "output_kind": "final",
     }
-    assert (second["temperature"], second["top_k"], second["seed"]) == (0, -1, 8)
+    # Greedy decoding needs no generator of its own, whatever the study says.
+    assert (second["temperature"], second["top_k"], second["seed"]) == (0, -1, None)
 
 
 def test_vllm_says_how_each_caption_ended(vllm):
-    assert offline().describe([request(), request(), request()]) == [
+    engine = offline()
+    vllm.made[0].finish = ["stop", "length", "abort"]
+    assert engine.describe([request(), request(), request()]) == [
         engines.Reply("reply 0", "stop"),
         engines.Reply("reply 1", "length"),
         engines.Reply("vLLM finished with 'abort'", "error"),
     ]
 
 
-def test_an_image_that_vllm_cannot_take_costs_no_other_its_caption(vllm, monkeypatch):
-    def chat(self, chats, params, use_tqdm):
-        if any(chat[0]["content"][1]["text"] == "bad" for chat in chats):
-            raise ValueError("absolute aspect ratio must be smaller than 200")
-        return self._answer("chat", chats, params)
-
-    monkeypatch.setattr(StandIn, "chat", chat)
-    assert offline().describe([request("a"), request("bad"), request("b")]) == [
+def test_an_image_that_vllm_cannot_take_costs_no_other_its_caption(vllm):
+    engine = offline()
+    vllm.made[0].renderer.refused = {(7, 7)}
+    bad = request("bad", shown=image(size=(7, 7)))
+    assert engine.describe([request("a"), bad, request("b")]) == [
         engines.Reply("reply 0", "stop"),
-        engines.Reply("absolute aspect ratio must be smaller than 200", "error"),
-        engines.Reply("reply 0", "stop"),
+        engines.Reply("Failed to apply MiniCPMVProcessor", "error"),
+        engines.Reply("reply 1", "stop"),
     ]
+    assert len(vllm.made[0].asked) == 2
+
+
+def test_vllm_ends_with_its_engine(vllm):
+    offline().engine.close()
+    assert vllm.made[0].is_shut
 
 
 def test_a_token_to_stop_at_must_be_one_of_the_model(vllm):
-    with pytest.raises(ValueError, match=r"'<\|im_end\|' \(did you mean '<\|im_end\|>'\?\)"):
-        offline(stop=["<|im_end|"])
+    with pytest.raises(ValueError, match=r"did you mean '<\|begin_of_text\|>'\?"):
+        offline(stop=["<|begin_of_text|"])
 
 
 @pytest.mark.parametrize("revision", ["main", "a" * 39, "A" * 40, "v1.0"])
@@ -515,7 +610,7 @@ def test_code_of_a_revision_that_moves_is_not_run(monkeypatch, revision):
         offline(revision=revision, trust_remote_code=True)
 
 
-@pytest.mark.parametrize("name", engines.IDENTITY)
+@pytest.mark.parametrize("name", vllm_engine.IDENTITY)
 def test_options_do_not_say_whose_model_is_run(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match=f"options: '{name}' is set by the captioner's own keys"):

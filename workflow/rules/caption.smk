@@ -14,12 +14,14 @@ rule caption:
     resources:
         mem_mb=memory("caption"),
         runtime=growing(24 * HOUR),
+        workers=1,
     params:
         program=program,
         settings=param("caption", "settings"),
     shell:
         "{params.program} flame.caption write --images {input.images} --out {output}"
-        " --settings {params.settings:q} --threads {threads} 2>&1 | tee {log}"
+        " --settings {params.settings:q} --threads {threads}"
+        " --workers {resources.workers} 2>&1 | tee {log}"
 
 
 use rule caption as caption_by_vllm with:
@@ -27,6 +29,11 @@ use rule caption as caption_by_vllm with:
         captioner=one_of(jobs.captioners_by_vllm(study)),
     conda:
         "../envs/vllm.yml"
+    threads: 8
+    resources:
+        mem_mb=memory("caption"),
+        runtime=growing(24 * HOUR),
+        workers=4,
 
 
 ruleorder: caption_by_vllm > caption

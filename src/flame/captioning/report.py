@@ -12,6 +12,7 @@ from flame.captioning.parts import COUNTS
 from flame.study.settings import CaptionsSettings
 
 EXAMPLES = 10  # images
+REFUSED = 1000  # images that the report lists
 
 
 def summarize(
@@ -47,6 +48,7 @@ def summarize(
             kind: dict(flags.filter(kind=kind).select("flags", "captions").rows())
             for kind in missing
         },
+        "refused": {kind: _refused(written, kind) for kind in missing},
         "words": {row.pop("kind"): row for row in _words(table)},
         "examples": _examples(table),
     }
@@ -82,6 +84,12 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"| {kind} | {name} | {count} | {count / max(report['images'], 1):.2%} |"
             for name, count in counts.items()
         ]
+    lines += [
+        line
+        for kind, keys in report["refused"].items()
+        if keys
+        for line in ("", f"Refused by the engine, {kind}: {', '.join(map(_cell, keys))}.")
+    ]
     lines += ["", "| image | kind | flags | caption |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {e['key']} | {e['kind']} | {e['flags']} | {_cell(e['text'])} |"
@@ -101,6 +109,12 @@ def _flags(written: pl.LazyFrame) -> pl.DataFrame:
         .sort("kind", "flags")
         .collect(engine="streaming")
     )
+
+
+def _refused(written: pl.LazyFrame, kind: str) -> list[str]:
+    """Keys of images that the engine refused to describe, the first `REFUSED` of them."""
+    refused = written.filter(pl.col("kind") == kind, pl.col("flags").str.contains("error"))
+    return refused.select("key").head(REFUSED).collect(engine="streaming")["key"].to_list()
 
 
 def _words(table: pl.LazyFrame) -> list[dict[str, Any]]:

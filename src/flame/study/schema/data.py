@@ -102,7 +102,11 @@ class VllmCaptioner(_Captioner):
         description="prompt with {question}, for a model without a chat template",
     )
     stop: tuple[str, ...] = Field(default=(), description="tokens that end a caption")
-    options: dict[str, Any] = Field(default={}, description="more arguments of vllm.LLM")
+    seed_requests: bool = Field(
+        default=False,
+        description="a seed per request, which slows vLLM's sampling; false: one per part",
+    )
+    options: dict[str, Any] = Field(default={}, description="more arguments of vLLM's engine")
 
 
 class ServerCaptioner(_Captioner):
@@ -118,6 +122,10 @@ class ServerCaptioner(_Captioner):
     concurrency: PositiveInt = Field(default=32, description="concurrent requests")
     timeout: PositiveFloat = Field(default=120.0, description="seconds per caption")
     attempts: PositiveInt = Field(default=5, description="attempts per request if the server fails")
+    seed_requests: bool = Field(
+        default=True,
+        description="send a seed with each request, which slows the sampling of a vLLM server",
+    )
 
     @field_validator("url")
     @classmethod
@@ -137,6 +145,11 @@ class TransformersCaptioner(_Captioner):
     id: str = Field(description="hub id, or a folder")
     revision: str | None = Field(default=None, description="commit; null only for a folder")
     batch_size: PositiveInt = 8
+
+    @property
+    def seed_requests(self) -> bool:
+        """Whether each request has a seed of its own, which costs nothing here."""
+        return True
 
 
 class PublishedCaptions(Section):
