@@ -84,8 +84,9 @@ bench-gpu: setup ## the paper's shapes on this machine's GPU, in ten minutes (do
 storage: table6 ## error of 8-bit stores, and recall of flame-7 trained on them
 	$(BIN)/python bench/storage.py
 
-docs: setup ## docs/datasets.md from the data set cards
+docs: setup ## docs/datasets.md from the data set cards, the estimate in docs/paper-study.md from flame.plan
 	$(BIN)/python -m flame.data.datasets >docs/datasets.md
+	$(BIN)/python docs/estimate.py
 
 docs-results: setup ## docs/results and the README's Table 6 and figures, from the results of make all
 	$(BIN)/python docs/results/collect.py results

@@ -1,6 +1,7 @@
 """The documents are true: keys, links, examples."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -238,3 +239,10 @@ def test_every_program_and_package_is_in_the_tree():
 
 def test_the_cards_of_the_data_sets_are_written_down():
     assert (ROOT / "docs/datasets.md").read_text() == document()
+
+
+def test_the_estimate_of_the_paper_study_is_written_down(tmp_path):
+    page = tmp_path / "paper-study.md"
+    page.write_text((ROOT / "docs/paper-study.md").read_text())
+    runpy.run_path(str(ROOT / "docs/estimate.py"))["write"](page)
+    assert page.read_text() == (ROOT / "docs/paper-study.md").read_text(), "run make docs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flame.study import include, origin, stages
+from flame.study import include, jobs, origin, stages
 from flame.study.load import StudyError, load, load_file
 from flame.study.study import Study
 
@@ -248,6 +248,43 @@ def test_an_included_file_is_under_the_study(tmp_path):
     assert above["include"] == ["below.yaml"]
     with pytest.raises(ValueError, match=r"include: no such file: 'other\.yaml'"):
         include.whole({"include": ["other.yaml"]}, tmp_path)
+
+
+def test_a_study_keeps_some_entries_of_what_it_includes(tmp_path):
+    (tmp_path / "below.yaml").write_text("a: {b: 1, c: 2, d: 3}\nabsent: {x: why}\ne: {f: 4}\n")
+    above = {
+        "include": ["below.yaml"],
+        "keep": {"a": ["b", "d"], "absent": []},
+        "a": {"d": 5, "g": 6},
+    }
+    assert include.whole(above, tmp_path) == {"a": {"b": 1, "d": 5, "g": 6}, "e": {"f": 4}}
+    with pytest.raises(ValueError, match=r"keep\.a: not included: 'bb' \(did you mean 'b'"):
+        include.whole(above | {"keep": {"a": ["bb"]}}, tmp_path)
+    with pytest.raises(ValueError, match="keep: no included section 'g'; known: a, absent, e"):
+        include.whole(above | {"keep": {"g": ["b"]}}, tmp_path)
+
+
+def test_the_study_of_cc3m_trains_two_towers_on_published_captions():
+    study = load_file(ROOT / "config/cc3m.yaml", ROOT)
+    planned = list(jobs.closure(study, jobs.targets(study)))
+    assert {job.wildcards["run"] for job in planned if job.rule == "train"} == {"flame-7", "clip"}
+    assert {job.wildcards["captioner"] for job in planned if job.rule == "captions"} == {
+        "published-cc3m"
+    }
+    assert study.embedded_facets("mistral-nemo", "cc3m", "long") == study.prompts["long"].default
+    # Rows of other runs have what the paper reports.
+    rows = {row.label: row for row in study.tables["table1"].rows}
+    assert rows["FLAME, YFCC15M"].run is None
+    assert rows["FLAME, YFCC15M"].reported is not None
+    # Without a form: all but ShareGPT4V-val of Table 1.
+    for name in ("table2", "table3"):
+        planned = jobs.closure(study, [f"results/{name}.csv"])
+        sources = {
+            study.datasets[job.wildcards["dataset"]].source
+            for job in planned
+            if job.rule == "download_dataset"
+        }
+        assert not sources & {"sharegpt4v", "dci", "yfcc15m"}
 
 
 def test_without_an_absent_run_its_row_is_reported_and_its_claim_untested(study):

@@ -1,12 +1,14 @@
-"""A study's YAML merged with the files that it includes, without the runs that are absent."""
+"""A study's YAML merged with what it keeps of the files that it includes, without absent runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-INCLUDE, ABSENT = "include", "absent"
+from flame.runtime.errors import known
+
+INCLUDE, KEEP, ABSENT = "include", "keep", "absent"
 
 
 def whole(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -19,7 +21,8 @@ def whole(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
         root: folder of the checkout, to which the included files are relative.
 
     Raises:
-        ValueError: a missing file, or an absent run that is defined or that nothing asks for.
+        ValueError: a missing file, something to keep that no included file has, or an absent run
+            that is defined or that nothing asks for.
     """
     return _without(_joined(values, root))
 
@@ -32,7 +35,23 @@ def _joined(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
             raise ValueError(f"{INCLUDE}: no such file: {name!r}")
         below = yaml.safe_load((root / name).read_text())
         included = _merged(included, _joined(below, root))
-    return _merged(included, own)
+    kept = _kept(included, own.pop(KEEP, None) or {})
+    return _merged(kept, own)
+
+
+def _kept(included: Mapping[str, Any], keep: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Included blocks; of sections that `keep` names, only the entries that it lists."""
+    kept = dict(included)
+    for section, names in keep.items():
+        if not isinstance(included.get(section), Mapping):
+            raise ValueError(f"{KEEP}: no included section {known(section, included)}")
+        for name in names:
+            if name not in included[section]:
+                raise ValueError(
+                    f"{KEEP}.{section}: not included: {known(name, included[section])}"
+                )
+        kept[section] = {name: included[section][name] for name in names}
+    return kept
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
