@@ -349,32 +349,3 @@ def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
     assert len(losses) == len(alone) == 68
     # BatchNorm and Adam amplify rounding; tests/training/test_processes.py compares to 1e-5.
     assert losses == pytest.approx(alone, rel=0.03)
-
-
-@pytest.mark.parametrize(
-    ("number", "started"),
-    [
-        (0, r"\S+/python\S* -m flame.train"),
-        (1, r"\S+/python\S* -m torch.distributed.run --nproc-per-node=8 --standalone -m"),
-        (2, r"srun --nodes=4 --ntasks=4 .*--cpus-per-task=64 .*--nproc-per-node=8 --nnodes=4"),
-    ],
-    ids=["one GPU", "eight", "four nodes"],
-)
-def test_the_profiles_of_the_documents_do_what_they_say(tmp_path, number, started):
-    chapter = (ROOT / "docs/cluster.md").read_text().split("## Your own profile")[1]
-    profile, *others = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", chapter, re.S))
-    profile["set-resources"] |= ({}, *others)[number]
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "config.yaml").write_text(yaml.safe_dump(profile))
-    flags = ["--profile", str(mine), "--workflow-profile", "slurm", "-n", "-p", "--", RUN]
-    done = snakemake_here(tmp_path, TINY, *flags)
-    assert done.returncode == 0, done.stdout
-    assert re.search(rf"^Shell command: (PYTHONPATH=\S+ )?{started}", done.stdout, re.M)
-    asked = dict(re.findall(r"^rule (\w+):(?s:.*?)^    resources: (.+)$", done.stdout, re.M))
-    assert "slurm_account=lab" in asked["download_dataset"]
-    assert "slurm_partition=cpu" in asked["download_dataset"]
-    assert "slurm_partition=gpu" in asked["train"]
-    assert re.search(
-        r"\bgpu=1\b.*\bmem_mb=32000\b|\bmem_mb=32000\b.*\bgpu=1\b", asked["embed_training"]
-    )

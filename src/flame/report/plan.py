@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from flame.data.datasets import module
-from flame.report import caption_costs, costs
+from flame.report import caption_costs, costs, memory_table
 from flame.report.extent import CLASS_TEXTS, ROWS_OF_IMAGE, Extent
 from flame.report.markdown import markdown_table
 from flame.report.rates import Assumptions, Rates, RatesFile
@@ -66,6 +66,7 @@ class Plan:
             "Trainings": self._trainings(),
             "Evaluations": self._evaluations(),
             "Starts": self._starts(),
+            "Memory": memory_table.table(self.extent),
             "Total": self._total(),
             "Assumptions": self._assumptions(),
         }

@@ -1,15 +1,14 @@
 """Memory of a job, by formula: what the rules ask a cluster for, and what `flame.plan` prints.
 
 Each formula returns the largest allocations of its job in bytes, by what they hold. They are those
-of the main memory of one node; `gpu` has those of the GPU. Bytes per row are the growth of the
-resident set at a million rows; tests/study/test_memory.py measures them again.
+of the main memory of one node; `flame.study.gpu_memory` has those of the GPU. Bytes per row are the
+growth of the resident set at a million rows; tests/study/test_memory.py measures them again.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flame.study import stages
 from flame.study.schema.data import PublishedCaptions, ServerCaptioner, VllmCaptioner
@@ -44,10 +43,10 @@ BUFFERS = 2 * GB  # of a download from the hub, by the client's limits
 VLLM = 12 * (1 << 30) + 4 * (CUDA + TORCH)
 
 # --- rows -----------------------------------------------------------------------------------
-INDEX_ROW = 210  # an image in the index of a data set, as opened
+INDEX_ROW = 120  # an image in the index of a data set, as opened
 WRITTEN_IMAGE, WRITTEN_TEXT = 700, 220  # an image and a caption that a download holds until its end
-KEY_ROW = 110  # a key of a store, or of captions
-JOINED_ROW = 260  # an image and its captions of a kind, while they are joined by key
+KEY_ROW = 90  # a key of a store or of captions, joined to the images
+JOINED_ROW = 200  # an image, while captions are joined to it
 TEXT_ROW = 140  # a caption in memory, besides two copies of its characters
 KNOWN_KEY = 230  # a key that published captions are matched by
 MERGED_ROW = 120  # a caption that is joined to others, besides its characters
@@ -56,7 +55,7 @@ TOKEN_ROW = 130  # a token with its place in a text, while captions are truncate
 
 SHARD_IMAGES = 10_000  # of a tar shard, which a download holds until it is written
 PAGE_IMAGE = 1.5  # such an image, relative to its average size
-SHARD_ROWS = 512  # of a store, written at once
+SHARD_ROWS = 4 * 512  # of a store, embedded together
 ITEM_IMAGES = 64  # of a work item of a loader
 PREFETCHED = 2  # batches, and work items of each worker, that wait
 CAPTION_IMAGES = 512  # decoded images of a captioner that wait
@@ -185,36 +184,36 @@ def captions(study: Study, machine: Machine, captioner: str, dataset: str) -> By
 def _loaded(study: Study, machine: Machine, llm: str) -> Bytes:
     """An LLM while it is loaded: its weights, and the pages of its file, which is mapped.
 
-    Weights are in bfloat16 on a GPU, for which they pass through main memory, and at most in
-    float32 on a CPU.
+    A GPU gets the weights straight from the file, a few tensors at a time. On a CPU they are in
+    float32 at most. The system may drop the pages, but they count as used.
     """
-    parameters = assumed_shape(study, llm).parameters
-    is_hub = isinstance(study.llms[llm].checkpoint, HubCheckpoint)
+    shape, checkpoint = assumed_shape(study, llm), study.llms[llm].checkpoint
+    passing = 2 * HALF * shape.vocabulary * shape.width
     return {
-        "LLM": (HALF if machine.gpus else FLOAT) * parameters,
-        "checkpoint": (HALF if is_hub else FLOAT) * parameters,
+        "LLM": passing if machine.gpus else FLOAT * shape.parameters,
+        "checkpoint": (HALF if isinstance(checkpoint, HubCheckpoint) else FLOAT) * shape.parameters,
     }
 
 
-def _layer(shape: Shape, tokens: int, size: int) -> float:
+def layer_bytes(shape: Shape, tokens: int, size: int) -> float:
     """Bytes of what one decoder layer computes for some tokens, in numbers of `size` bytes."""
     attention = (2 * shape.heads + 2 * shape.key_heads) * shape.head_dim
     return size * tokens * (3 * shape.hidden + 4 * shape.width + attention)
 
 
 def embed(study: Study, machine: Machine, llm: str, bundle: str, kind: str, part: str) -> Bytes:
-    """The LLM, the captions of a part, and the vectors of a shard in three number formats."""
+    """The LLM, the captions of a part, and the vectors of some shards, in float32 and float16."""
     shape, facets = assumed_shape(study, llm), len(study.embedded_facets(llm, bundle, kind))
     rows = store_rows(study, bundle, kind) / study.parts(bundle, kind)
     each: float = TEXT_ROW + KEY_ROW + 2 * characters(kind)
     if study.embedding.max_caption_tokens is not None:
         each += TOKEN_ROW * characters(kind) / 4  # characters of a token
-    layer = 0 if machine.gpus else _layer(shape, machine.tokens, FLOAT)
+    layer = 0 if machine.gpus else layer_bytes(shape, machine.tokens, FLOAT)
     return {
         "program": machine.torch,
         **_loaded(study, machine, llm),
         "captions": rows * each,
-        "vectors": SHARD_ROWS * facets * shape.width * (FLOAT + 2 * HALF),
+        "vectors": SHARD_ROWS * facets * shape.width * (2 * FLOAT + HALF),
         "layer": layer,
     }
 
@@ -224,10 +223,10 @@ def embed(study: Study, machine: Machine, llm: str, bundle: str, kind: str, part
 
 def _opened(study: Study, run: str, dataset: str) -> Bytes:
     """Index of the images, and keys of the captions with the texts that a baseline reads."""
-    held = INDEX_ROW * study.datasets[dataset].images
+    held = (INDEX_ROW + JOINED_ROW) * study.datasets[dataset].images
     for kind in _text_kinds(study, run):
         words = 0 if isinstance(study.run(run), FlameRun) else characters(kind)
-        held += texts(study, dataset, kind) * (KEY_ROW + JOINED_ROW + words)
+        held += texts(study, dataset, kind) * (KEY_ROW + words)
     return {"index and keys": held}
 
 
@@ -257,6 +256,20 @@ def _text_bytes(study: Study, run: str, kind: str) -> int:
     return FLOAT * LONG_TOKENS
 
 
+def _validated(study: Study, run: str, processes: int) -> float:
+    """Images of a process, decoded, and all features, which the first process compares."""
+    shape, settings, held = tower_shape(study, run), stages.validation(study, run), 0.0
+    for question in settings.questions:
+        images = study.datasets[question.dataset].images
+        images = min(images, settings.images or images)
+        rows = CLASSES
+        if question.captions and question.task != "zeroshot":
+            rows = texts(study, question.dataset, question.captions)
+        pixels = images * 3 * shape.image_size**2 / processes
+        held += INDEX_ROW * images + pixels + 2 * FLOAT * shape.width * (images + rows)
+    return held
+
+
 def train(study: Study, machine: Machine, run: str) -> Bytes:
     """Every process opens the data set; workers and caches are its own, too."""
     dataset, settings = study.dataset_of(run), stages.train(study, run)
@@ -275,6 +288,7 @@ def train(study: Study, machine: Machine, run: str) -> Bytes:
         "cache": _cache(study, run, dataset, machine.cache_mb << 20),
         "batches": waiting + pixels,
         "workers": machine.workers * WORKER,
+        "validation": _validated(study, run, processes),
     }
     found = {what: processes * held for what, held in found.items()}
     if machine.gpus:
@@ -320,43 +334,40 @@ def evaluate(study: Study, machine: Machine, run: str, bundle: str) -> Bytes:
         "program": machine.torch,
         **_running(shape, machine),
         "index": INDEX_ROW * sum(sets.values()),
-        "images": min(sum(images), CACHED) + 2 * max(images),
+        "images": min(sum(images), CACHED) + 2 * max(images, default=0),
         "texts": ranked,
     }
 
 
 def fewshot(study: Study, machine: Machine, run: str, benchmark: str) -> Bytes:
-    """The whole LLM in float32, from which its head is copied, and the tower."""
+    """The whole LLM, its head in float32 where it computes, and the tower."""
     chosen, flame = study.benchmarks[benchmark], study.flame_run(run)
     shape = assumed_shape(study, flame.llm)
     bundle = study.bundle(study.dataset_of(run))
-    loaded = _loaded(study, machine, flame.llm) | {"LLM": FLOAT * shape.parameters}
     rows = store_rows(study, bundle, chosen.captions or "")
+    head = 0 if machine.gpus else FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
     return {
         "program": machine.torch,
-        **loaded,
-        "head": FLOAT * shape.vocabulary * shape.width,
-        "scores": 2 * FLOAT * CHUNK * shape.vocabulary,
+        **_loaded(study, machine, flame.llm),
+        "head": head,
         **_running(tower_shape(study, run), machine),
         "index": INDEX_ROW * study.datasets[chosen.dataset].images + KEY_ROW * rows,
     }
 
 
 def overhead(study: Study, machine: Machine) -> Bytes:
-    """The LLM twice, the captions of all kinds, and three trainings."""
+    """The LLM, the captions of all kinds, and three trainings."""
     assert study.overhead is not None
     run, baseline = study.overhead.run, study.overhead.baseline
     dataset, llm = study.dataset_of(run), study.flame_run(run).llm
     images = study.datasets[dataset].images
     kinds = _text_kinds(study, run)
     words = sum(images * (TEXT_ROW + 2 * characters(kind)) for kind in ("long", *kinds))
-    loaded = _loaded(study, machine, llm)
-    loaded["LLM"] *= 1 if machine.gpus else 2
     trained = {name: train(study, Machine(machine.gpus and 1), name) for name in (run, baseline)}
     held = sum(sum(each.values()) - each["program"] for each in trained.values())
     return {
         "program": machine.torch,
-        **loaded,
+        **_loaded(study, machine, llm),
         "captions": words,
         "trainings": held,
         "online training": sum(trained[run].values()) - trained[run]["program"],
@@ -408,36 +419,3 @@ FORMULAS: dict[str, Callable[..., Bytes]] = {
     for each in (download_dataset, download_llm, download_tower, caption, captions, prompt, embed,
                  train, evaluate, fewshot, overhead, export, table, claims, appendix, figure)
 }  # fmt: skip
-
-
-# --- GPU ------------------------------------------------------------------------------------
-
-RESERVED = 1.1  # memory that torch reserves, relative to what it has allocated
-
-
-def gpu(study: Study, rule: str, wildcards: Mapping[str, Any], machine: Machine) -> Bytes:
-    """What a job holds in the memory of a GPU at its peak; nothing where it needs none.
-
-    A training chooses its micro-batches by the memory that there is: only its state is told.
-    """
-    match rule:
-        case "embed":
-            shape = assumed_shape(study, wildcards["llm"])
-            layer = _layer(shape, machine.tokens, HALF)
-            return {"LLM": HALF * shape.parameters, "layer": layer}
-        case "fewshot":
-            shape = assumed_shape(study, study.flame_run(wildcards["run"]).llm)
-            head = FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
-            return {"LLM": HALF * shape.parameters, "head": head}
-        case "overhead" if study.overhead is not None:
-            shape = assumed_shape(study, study.flame_run(study.overhead.run).llm)
-            return {"LLM": 2 * HALF * shape.parameters, "layer": _layer(shape, 1024, HALF)}
-        case "train":
-            return {"state": 4 * FLOAT * tower_shape(study, wildcards["run"]).parameters}
-        case "evaluate":
-            return {"tower": FLOAT * tower_shape(study, wildcards["run"]).parameters}
-        case "caption":
-            who = study.captioners[wildcards["captioner"]]
-            if not isinstance(who, PublishedCaptions | ServerCaptioner):
-                return {"MLLM": HALF * PARAMETERS_OF_MLLM}
-    return {}
