@@ -193,6 +193,7 @@ def _pairs(
         texts,
         targets,
         image_size=settings.backbone.image_size,
+        resize=settings.recipe.resize,
         max_skipped=settings.max_skipped,
         cache_bytes=cache_bytes,
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flame.data.datasets import Sample
 from flame.data.images import ImageReader
-from flame.data.pixels import ImageError
+from flame.data.pixels import ImageError, decode, square, to_rgb
 from flame.data.shards import ShardWriter
 
 EXIF_ORIENTATION, TURNED_RIGHT = 0x0112, 6
@@ -168,3 +168,29 @@ def test_broken_image_is_named(tmp_path):
     reader.read(0)
     with pytest.raises(ImageError, match=rf"'k1' in .*shard-00000.tar at byte {offset}"):
         reader.read(1)
+
+
+def test_the_fast_resize_is_that_of_pillow_but_for_rounding():
+    wide = picture(0, (96, 64)).resize((384, 256), Image.Resampling.BICUBIC)
+    exact, fast = (square(wide, 100, how).astype(int) for how in ("fit", "fast"))
+    assert fast.shape == (100, 100, 3)
+    assert (fast != exact).mean() < 0.05  # mostly where one of the two passes is clipped
+    assert np.abs(fast - exact).mean() < 0.1
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed_for_the_fast_resize(tmp_path):
+    large = picture(0, (24, 20)).resize((480, 400), Image.Resampling.BICUBIC)
+    file = encoded(large, "JPEG", quality=95)
+    assert decode(file, 100).size == (120, 100)
+    assert decode(file, 101).size == (240, 200)
+    assert decode(encoded(large), 100).size == (480, 400)  # a PNG
+    reader = reader_of(tmp_path, file)
+    exact, fast = (reader.load([0], 96, how).float() for how in ("fit", "fast"))
+    assert 0 < (fast - exact).abs().mean() < 2
+
+
+def test_reading_leaves_the_image_of_a_caller_as_it_is():
+    turned = picture(0, (4, 8))
+    turned.getexif()[EXIF_ORIENTATION] = TURNED_RIGHT
+    assert to_rgb(turned).size == (8, 4)
+    assert turned.size == (4, 8)

@@ -56,7 +56,7 @@ SAMPLE = """
 class Images:
     keys = KEYS
 
-    def request(self, rows, size):
+    def request(self, rows, size, resize):
         return lambda: (rows % 256).astype(np.uint8).reshape(-1, 1, 1, 1)
 
 embeddings = store.Embeddings.open([folder], "many")

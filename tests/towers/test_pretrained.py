@@ -96,7 +96,7 @@ def test_fit_and_crop_differ_and_squash_keeps_all(pictures):
     corner.paste("white", (0, 0, 8, 32))
     assert square(corner, 32, "crop")[:, 0].max() == 0  # the left is cut off
     assert square(corner, 32, "squash")[:, 0].min() > 200
-    assert set(RESIZES) == {"fit", "crop", "squash"}
+    assert set(RESIZES) == {"fit", "crop", "squash", "fast"}
 
 
 def chinese_clip(

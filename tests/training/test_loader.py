@@ -1,6 +1,7 @@
 """Batches that workers read ahead: the same ones, and what happens when reading fails."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -128,5 +129,4 @@ def test_full_shared_memory_is_named_at_once(tmp_path):
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1, done.stderr
-    assert "no room for 21 MB in /dev/shm, which has" in last
-    assert "of 67 MB free: enlarge it (docker run --shm-size=8g" in last
+    assert re.search(r"no room for \d+ MB in /dev/shm, which has \d+ of 67 MB free: enlarge", last)

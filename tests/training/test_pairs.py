@@ -15,7 +15,7 @@ class FakeImages:
     def __init__(self, keys):
         self.keys = [str(key) for key in keys]
 
-    def request(self, indices, size):
+    def request(self, indices, size, resize):
         greys = np.array([int(self.keys[i]) for i in indices], np.uint8)
         return lambda: np.tile(greys[:, None, None, None], (1, 3, size, size))
 

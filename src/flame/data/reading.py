@@ -43,8 +43,8 @@ class Places:
     sizes: np.ndarray
     checksums: np.ndarray | None
 
-    def image(self, i: int) -> Image.Image:
-        """Image number i of these, RGB.
+    def image(self, i: int, least: int | None = None) -> Image.Image:
+        """Image number i of these, RGB; `least` as in `flame.data.pixels.decode`.
 
         Raises:
             ImageError: it cannot be read; the message has its key.
@@ -55,7 +55,7 @@ class Places:
             data = os.pread(_open(path).fileno(), int(self.sizes[i]), offset)
             if self.checksums is not None and google_crc32c.value(data) != self.checksums[i]:
                 raise ImageError("the bytes differ from those that were written (CRC32C)")
-            return decode(data)
+            return decode(data, least)
         except (OSError, ImageError) as error:
             key = _key(self.root, int(self.rows[i]))
             raise ImageError(f"image {key!r} in {path} at byte {offset}: {error}") from error
@@ -68,7 +68,8 @@ class Squares:
     Attributes:
         places: of the images.
         size: side in pixels; others are resized, bicubic.
-        resize: how, a name of `flame.data.pixels.RESIZES`.
+        resize: how, a name of `flame.data.pixels.RESIZES`; for `fast`, JPEGs are decoded no larger
+            than needed.
     """
 
     places: Places
@@ -78,8 +79,9 @@ class Squares:
     def __call__(self) -> np.ndarray:
         """(n, 3, size, size) uint8 in 0..255."""
         out = np.empty((len(self.places.rows), 3, self.size, self.size), np.uint8)
+        least = self.size if self.resize == "fast" else None
         for i, pixels in enumerate(out):
-            found = square(self.places.image(i), self.size, self.resize)
+            found = square(self.places.image(i, least), self.size, self.resize)
             pixels[:] = found.transpose(2, 0, 1)
         return out
 

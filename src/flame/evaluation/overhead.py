@@ -273,6 +273,7 @@ def training_way(run: Run, images: Path, encoder: FrozenLLM, folder: Path) -> Wa
         run.texts,
         run.targets,
         image_size=settings.backbone.image_size,
+        resize=settings.recipe.resize,
         max_skipped=settings.max_skipped,
         cache_bytes=CACHE_BYTES,
     )

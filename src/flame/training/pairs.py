@@ -54,6 +54,7 @@ class Pairs:
         targets: Mapping[str, Sequence[str]],
         *,
         image_size: int,
+        resize: str = "fit",
         max_skipped: float,
         cache_bytes: int = 0,
     ) -> None:
@@ -64,6 +65,7 @@ class Pairs:
             stores: caption kind -> its embeddings or tokens.
             targets: caption kind -> target facets.
             image_size: S.
+            resize: of images of another size, a name of `flame.data.pixels.RESIZES`.
             max_skipped: share of images, or of captions of a kind, that may be left out.
             cache_bytes: decoded images are kept in memory if they fit.
 
@@ -75,7 +77,7 @@ class Pairs:
             raise ValueError(
                 f"no embeddings of kind {missing[0]!r}; there are: {', '.join(stores)}"
             )
-        self._images, self._size = images, image_size
+        self._images, self._size, self._resize = images, image_size, resize
         self._stores = {kind: stores[kind] for kind in targets}
         self.facets = [(kind, facet) for kind, facets in targets.items() for facet in facets]
         self.kinds = tuple(targets)
@@ -102,15 +104,16 @@ class Pairs:
                 count = first[chosen + 1] - first[chosen]
                 place = first[chosen] + (draws[:, number] * count).astype(np.int64)
                 texts.append(store.request(rows[place], wanted))
-        if self._pixels is None:
-            return WorkItem(self._images.request(self._rows[chosen], self._size), tuple(texts))
-        return WorkItem(partial(np.take, self._pixels, chosen, axis=0), tuple(texts))
+        if self._pixels is not None:
+            return WorkItem(partial(np.take, self._pixels, chosen, axis=0), tuple(texts))
+        rows = self._rows[chosen]
+        return WorkItem(self._images.request(rows, self._size, self._resize), tuple(texts))
 
     def _decode_all(self) -> np.ndarray:
         out = np.empty((self.used, 3, self._size, self._size), np.uint8)
         for start in range(0, self.used, _DECODE):
             rows = self._rows[start : start + _DECODE]
-            out[start : start + len(rows)] = self._images.request(rows, self._size)()
+            out[start : start + len(rows)] = self._images.request(rows, self._size, self._resize)()
         return out
 
     def _join(self) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
