@@ -268,23 +268,22 @@ class FrozenLLM:
 
 
 class _Results:
-    """Rows of results on the CPU. A GPU's are copied one batch late, while it computes the next."""
+    """Rows of results on the CPU, each copied one batch late, while a GPU computes the next."""
 
     def __init__(self, out: torch.Tensor) -> None:
         self._out = out
-        self._late: tuple[Sequence[int], torch.Tensor, torch.cuda.Event] | None = None
+        self._late: tuple[Sequence[int], torch.Tensor, torch.cuda.Event | None] | None = None
 
     def put(self, rows: Sequence[int], values: torch.Tensor) -> None:
         """Take the results of some rows, of any float type and on any device."""
-        if values.device.type != "cuda":
-            self._out[rows] = values.float().cpu()
-            return
         self._fetch()
-        pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        pinned.copy_(values, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        self._late = rows, pinned, copied
+        copied = None
+        if values.device.type == "cuda":
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = pinned.copy_(values, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._late = rows, values, copied
 
     def all(self) -> torch.Tensor:
         """All rows, once they are there."""
@@ -293,9 +292,10 @@ class _Results:
 
     def _fetch(self) -> None:
         if self._late is not None:
-            rows, pinned, copied = self._late
-            copied.synchronize()
-            self._out[rows] = pinned.float()
+            rows, values, copied = self._late
+            if copied is not None:
+                copied.synchronize()
+            self._out[rows] = values.float()
             self._late = None
 
 
