@@ -1,6 +1,8 @@
 """Sections of bench/gpu.py: ceilings of the card, and the frozen LLM in Nemo's shape."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,17 +63,22 @@ def prompts(sizes: Sizes, captions: int) -> tuple[list[list[int]], list[list[int
 
 
 def speeds(device: torch.device) -> dict[str, Any]:
-    """Speed settings of the frozen LLM that are compared."""
+    """Speed settings of the frozen LLM that are compared; those of the device are among them."""
     from flame.embedding.speed import LLMSpeed
 
-    found = {
-        "as transformers has it": LLMSpeed(),
-        "fused norms": LLMSpeed(fused_norms=True),
-        "fused norms, SDPA": LLMSpeed(fused_norms=True, attention="sdpa"),
+    own = LLMSpeed.of(device)
+    ways = {
+        "as transformers has it": (False, "matmul", False),
+        "fused norms": (True, "matmul", False),
+        "fused norms, SDPA": (True, "sdpa", False),
+        "fused norms, SDPA, compiled": (True, "sdpa", True),
     }
-    if device.type == "cuda":  # no C++ compiler is asked for
-        found["compiled, SDPA"] = LLMSpeed(compile=True, attention="sdpa")
-    return found
+    if device.type == "cpu":  # no C++ compiler is asked for
+        del ways["fused norms, SDPA, compiled"]
+    return {
+        name: replace(own, fused_norms=fused, attention=attention, compile=compiled)
+        for name, (fused, attention, compiled) in ways.items()
+    }
 
 
 def exact(bench: Bench) -> None:
@@ -118,6 +125,7 @@ def separate(
 def embed(bench: Bench) -> None:
     """Tokens per second of the whole LLM at several token budgets, and what K passes cost."""
     from flame.embedding.llm import FrozenLLM
+    from flame.embedding.speed import LLMSpeed
 
     sizes = bench.sizes
     prefixes, suffixes = prompts(sizes, sizes.captions)
@@ -126,10 +134,10 @@ def embed(bench: Bench) -> None:
         encoder = FrozenLLM.random(
             nemo(sizes, sizes.layers), dtype=dtype, device=str(bench.device), speed=speed
         )
-        fused = name == "fused norms, SDPA"
-        for budget in sizes.budgets if fused else sizes.budgets[1:2] or sizes.budgets:
+        all_budgets = speed == LLMSpeed.of(bench.device)
+        for budget in sizes.budgets if all_budgets else sizes.budgets[1:2] or sizes.budgets:
             bench.add(name, **tokens_per_second(bench, encoder, prefixes, suffixes, budget))
-        if fused:
+        if all_budgets:
             bench.add("K passes / one pass", **passes(bench, encoder, prefixes, suffixes))
         del encoder
         if bench.device.type == "cuda":
@@ -144,6 +152,7 @@ def tokens_per_second(
     budget: int,
 ) -> dict[str, Any]:
     """Speed of embedding at one token budget."""
+    from flame.embedding.llm import plan
     from flame.report.costs import Shape, embedding_flop
 
     sizes, facets, tail = bench.sizes, len(suffixes), len(suffixes[0])
@@ -156,20 +165,22 @@ def tokens_per_second(
         sizes.hidden,
         sizes.tokens_of_llm,
     )
-    tokens = sum(map(len, prefixes)) + len(prefixes) * facets * tail
-    flop = sum(embedding_flop(shape, len(ids), tail, facets, passes=False) for ids in prefixes)
-    batch = max(2, budget // (sizes.long_tokens + facets * tail))
-    encoder.embed_tokens(prefixes[:batch], suffixes, token_budget=budget)  # a warm-up
+    # Batches as they are among the captions of four shards, and not all of them.
+    batches = plan([len(ids) for ids in prefixes], facets * tail, budget)
+    chosen = batches[:: max(1, len(batches) * budget // sizes.tokens_timed)]
+    some = [prefixes[row] for batch in chosen for row in batch]
+    tokens = sum(map(len, some)) + len(some) * facets * tail
+    flop = sum(embedding_flop(shape, len(ids), tail, facets, passes=False) for ids in some)
+    run = partial(encoder.embed_tokens, some, suffixes, token_budget=budget)
+    encoder.embed_tokens([prefixes[row] for row in chosen[0]], suffixes, token_budget=budget)
     bench.peak_gb()
-    spent = bench.seconds(
-        lambda: encoder.embed_tokens(prefixes, suffixes, token_budget=budget), warm=True, repeats=1
-    )
+    spent = bench.seconds(run, warm=True, repeats=1)
     return {
         "value": tokens / spent,
         "unit": "tokens/s",
         "budget": budget,
         "mfu": flop / spent / PEAK,
-        "captions_per_second": len(prefixes) / spent,
+        "captions_per_second": len(some) / spent,
         "gb": bench.peak_gb(),
     }
 
@@ -181,7 +192,7 @@ def passes(
     suffixes: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """How much longer one pass per facet takes, beside the ratio R of their tokens."""
-    few, budget = prefixes[: max(2, len(prefixes) // 4)], bench.sizes.budgets[-1]
+    few, budget = prefixes[: max(2, len(prefixes) // 16)], encoder.speed.token_budget
 
     def many() -> None:
         for suffix in suffixes:

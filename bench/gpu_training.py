@@ -128,6 +128,8 @@ def images_per_second(bench: Bench, settings: Any, *, steps: int, **options: Any
         "value": rate,
         "unit": "images/s",
         "batch": settings.recipe.batch_size,
+        "micro_batch": trainer.speed.micro_batch,
+        "grad_checkpointing": trainer.speed.grad_checkpointing,
         "mfu": rate * flop / PEAK,
         "gb": bench.peak_gb(),
     }
@@ -151,8 +153,7 @@ def train(bench: Bench) -> None:
         ways = {name: way for name, way in ways.items() if "compile" not in way[1]}
     for name, (method, options) in ways.items():
         bench.add(name, **images_per_second(bench, run(method), steps=sizes.steps, **options))
-    if sizes.open_clip:
-        bench.add("open_clip's CLIP", **open_clip_step(bench))
+    bench.add("open_clip's CLIP", **open_clip_step(bench))
 
 
 def open_clip_step(bench: Bench) -> dict[str, Any]:
@@ -161,12 +162,22 @@ def open_clip_step(bench: Bench) -> dict[str, Any]:
 
     sizes, device = bench.sizes, bench.device
     bench.peak_gb()
-    model = open_clip.create_model(sizes.open_clip, device=device).train()
+    layers, wide, patch = sizes.open_clip
+    width, text_layers, heads = sizes.text
+    model: Any = open_clip.CLIP(
+        width,
+        {"image_size": sizes.image_size, "layers": layers, "width": wide, "patch_size": patch},
+        {"context_length": 77, "vocab_size": 49408, "width": width, "heads": heads}
+        | {"layers": text_layers},
+    )
+    model = model.to(device).train()
     loss_of = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), fused=True)
     side = sizes.image_size
-    images = torch.randn(sizes.batch, 3, side, side).pin_memory()
-    texts = torch.randint(1, 49000, (sizes.batch, 77)).pin_memory()
+    images = torch.randn(sizes.batch, 3, side, side)
+    texts = torch.randint(1, 49000, (sizes.batch, 77))
+    if device.type == "cuda":
+        images, texts = images.pin_memory(), texts.pin_memory()
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):

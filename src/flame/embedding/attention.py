@@ -92,9 +92,8 @@ def grouped_attention(
         (B, H, Q, E).
     """
     rows = query.reshape(*key.shape[:2], -1, query.shape[-1])
-    return scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling).view(
-        query.shape
-    )
+    found = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(query.shape)  # not all kernels return heads before tokens in memory
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
