@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from flame import embed as stage
 from flame.embedding import checkpoints
@@ -257,6 +258,13 @@ def test_unknown_names_are_told_with_the_known_ones(inputs, tmp_path):
         run(inputs, tmp_path / "0.zarr", kind="longer")
     with pytest.raises(ValueError, match="no folder given for data set 'scene'"):
         run(inputs, tmp_path / "0.zarr", datasets=("scene",))
+
+
+def test_a_gpu_that_is_too_small_is_told_before_any_data_is_read(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "device_of", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 << 20, 4 << 20))
+    with pytest.raises(ValueError, match=r"^embedding by llm needs .* of 0\.0 GB are free"):
+        stage.embed(inputs / "llm", [tmp_path / "nowhere"], tmp_path / "0.zarr", SETTINGS)
 
 
 @pytest.mark.parametrize(

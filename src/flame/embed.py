@@ -28,10 +28,12 @@ from flame.embedding.llm import FrozenLLM
 from flame.embedding.speed import LLMSpeed
 from flame.runtime import command, progress
 from flame.runtime.checksums import digest, sha256
-from flame.runtime.device import device_of
+from flame.runtime.device import device_of, require_memory
 from flame.runtime.errors import known
 from flame.runtime.resumable import resumable
+from flame.study import gpu_memory
 from flame.study.settings import EmbedSettings
+from flame.study.shapes import shape_of
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,12 @@ def embed(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    speed = _speed(token_budget, compile)
+    if shape := shape_of(llm):
+        needed = gpu_memory.total(gpu_memory.embedding(shape, speed.token_budget))
+        require_memory(device_of(), needed, f"embedding by {llm.name}")
     captions = _captions(datasets, settings)
-    encoder = FrozenLLM(llm, settings, speed=_speed(token_budget, compile))
+    encoder = FrozenLLM(llm, settings, speed=speed)
     origin = settings.model_dump(mode="json") | {
         "checkpoint": sha256(llm / "flame.json"),
         "inputs": {folder.name: digest(folder / FILE) for folder in datasets},

@@ -12,7 +12,10 @@ from flame.evaluation.decoding import Decoder
 from flame.evaluation.fewshot import classify, draw, pictures, used_images, word_grids
 from flame.evaluation.vocabulary import Mapper, Speaker
 from flame.runtime import command, progress
+from flame.runtime.device import device_of, require_memory
+from flame.study import gpu_memory
 from flame.study.settings import FewShotSettings
+from flame.study.shapes import shape_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ def fewshot(
     """
     started = time.monotonic()
     torch.set_num_threads(threads)
+    if shape := shape_of(llm):
+        needed = gpu_memory.total(gpu_memory.vocabulary(shape))
+        require_memory(device_of(), needed, f"few-shot classification by {llm.name}")
     reader = ImageReader(dataset)
     chosen = settings.fewshot
     episodes = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flame.runtime.device import device_of, dtype_of
+from flame.runtime.device import device_of, dtype_of, require_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -31,3 +31,12 @@ def test_auto_is_bfloat16_where_the_hardware_computes_in_it(monkeypatch, capabil
     assert dtype_of("auto", GPU) == torch.bfloat16
     assert dtype_of("float32", GPU) == torch.float32
     assert dtype_of("bfloat16", CPU) == torch.bfloat16
+
+
+def test_a_gpu_that_is_too_small_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 24 * 10**9))
+    require_memory(GPU, 19e9, "this")
+    require_memory(CPU, 26.9e9, "this")
+    said = "this needs 26.9 GB of GPU memory, of which 20.0 of 24.0 GB are free"
+    with pytest.raises(ValueError, match=said):
+        require_memory(GPU, 26.9e9, "this")

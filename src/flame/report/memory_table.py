@@ -29,7 +29,7 @@ def table(extent: Extent) -> str:
         asked[name] = request
         parts = memory.of_job(study, rule, names, machine)
         what = max(parts, key=parts.__getitem__)
-        card = gpu_memory.RESERVED * sum(gpu_memory.of_job(study, rule, names, machine).values())
+        card = gpu_memory.total(gpu_memory.of_job(study, rule, names, machine))
         lines[name] = [
             name,
             " ".join(value for key, value in wildcards.items() if key != "part"),

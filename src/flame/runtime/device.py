@@ -22,3 +22,24 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     cpu = torch.cpu.get_capabilities()
     native = device.type == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
+
+
+def require_memory(device: torch.device, needed: float, what: str) -> None:
+    """Refuse a GPU that is too small; call this before any data is read.
+
+    Args:
+        device: where to compute; only a GPU is asked.
+        needed: bytes.
+        what: for the error.
+
+    Raises:
+        ValueError: less memory is free.
+    """
+    if device.type != "cuda":
+        return
+    free, whole = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise ValueError(
+            f"{what} needs {needed / 1e9:.1f} GB of GPU memory, of which {free / 1e9:.1f} of "
+            f"{whole / 1e9:.1f} GB are free"
+        )

@@ -5,10 +5,26 @@ from typing import Any
 
 from flame.study.memory import CHUNK, FLOAT, HALF, PARAMETERS_OF_MLLM, Bytes, Machine, layer_bytes
 from flame.study.schema.data import PublishedCaptions, ServerCaptioner
-from flame.study.shapes import assumed_shape, tower_shape
+from flame.study.shapes import Shape, assumed_shape, tower_shape
 from flame.study.study import Study
 
 RESERVED = 1.1  # memory that torch reserves, relative to what it has allocated
+
+
+def embedding(shape: Shape, tokens: int) -> Bytes:
+    """An LLM in bfloat16, and what a layer of it computes for a batch of some tokens."""
+    return {"LLM": HALF * shape.parameters, "layer": layer_bytes(shape, tokens, HALF)}
+
+
+def vocabulary(shape: Shape) -> Bytes:
+    """An LLM in bfloat16, with its head and scores of all tokens in float32."""
+    head = FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
+    return {"LLM": HALF * shape.parameters, "head": head}
+
+
+def total(parts: Bytes) -> float:
+    """Bytes that torch reserves for some allocations."""
+    return RESERVED * sum(parts.values())
 
 
 def of_job(study: Study, rule: str, wildcards: Mapping[str, Any], machine: Machine) -> Bytes:
@@ -18,19 +34,12 @@ def of_job(study: Study, rule: str, wildcards: Mapping[str, Any], machine: Machi
     """
     match rule:
         case "embed":
-            shape = assumed_shape(study, wildcards["llm"])
-            layer = layer_bytes(shape, machine.tokens, HALF)
-            return {"LLM": HALF * shape.parameters, "layer": layer}
+            return embedding(assumed_shape(study, wildcards["llm"]), machine.tokens)
         case "fewshot":
-            shape = assumed_shape(study, study.flame_run(wildcards["run"]).llm)
-            head = FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
-            return {"LLM": HALF * shape.parameters, "head": head}
+            return vocabulary(assumed_shape(study, study.flame_run(wildcards["run"]).llm))
         case "overhead" if study.overhead is not None:
-            shape = assumed_shape(study, study.flame_run(study.overhead.run).llm)
-            return {
-                "LLM": HALF * shape.parameters,
-                "layer": layer_bytes(shape, machine.tokens, HALF),
-            }
+            llm = study.flame_run(study.overhead.run).llm
+            return embedding(assumed_shape(study, llm), machine.tokens)
         case "train":
             return {"state": 4 * FLOAT * tower_shape(study, wildcards["run"]).parameters}
         case "evaluate":
