@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -13,13 +14,15 @@ from PIL import Image
 from flame import caption
 from flame.captioning import describe
 from flame.captioning.engines import Reply
+from flame.captioning.engines.transformers import TransformersEngine
 from flame.data.datasets import Sample
 from flame.data.images import ImageReader
 from flame.data.reading import shard_path
 from flame.data.shards import ShardWriter
 from flame.runtime.checksums import verify
-from flame.study.schema.data import TransformersCaptioner
+from flame.study.schema.data import Sampling, TransformersCaptioner
 from flame.study.settings import CaptionSettings, CaptionsSettings
+from tests import tiny_vlm
 
 IMAGES = 7
 LONG, SHORT = "What is it?", "In short?"
@@ -187,6 +190,52 @@ def test_no_image_waits_for_the_chunk_before_it(pictures, engine, tmp_path, monk
     assert pl.read_parquet(write(pictures, tmp_path / "0.parquet")).equals(whole)
     reds = [red for red, prompt in slow.asked if prompt == LONG]
     assert reds.index(0) > reds.index(3)
+
+
+def test_a_part_with_a_hole_resumes(pictures, engine, tmp_path, monkeypatch):
+    whole = pl.read_parquet(write(pictures, tmp_path / "whole.parquet"))
+    # The first chunk is under way when the last but one, of images 4 and 5, is complete.
+    slow = Slow({0: 99}, calls=2)
+    slow.until = 10
+    monkeypatch.setattr(caption.engines, "create", lambda captioner, seed: slow)
+    with pytest.raises(Interrupted):
+        write(pictures, tmp_path / "0.parquet")
+    left = {path.name for path in tmp_path.glob("0.parquet.partial/content/chunk-*.parquet")}
+    assert left == {"chunk-00001.parquet", "chunk-00002.parquet"}
+    slow.until, slow.after, slow.asked = None, {}, []
+    assert pl.read_parquet(write(pictures, tmp_path / "0.parquet")).equals(whole)
+    assert {red for red, _ in slow.asked} == {0, 1, 6}
+
+
+def test_a_sampled_part_that_was_interrupted_ends_with_the_same_captions(
+    pictures, tmp_path, monkeypatch
+):
+    # Whatever a random model writes counts as good, so that nothing is replaced.
+    monkeypatch.setattr(describe, "faults", lambda text, finish: ())
+    model = tiny_vlm.save(tmp_path / "model")
+    sampled = {"sampling": Sampling(temperature=1.0), "max_tokens": {"long": 9, "short": 5}}
+    captioner = CAPTIONER.model_copy(update={"id": str(model), "batch_size": 1, **sampled})
+    whole = write(pictures, tmp_path / "whole.parquet", captioner=captioner, chunk=4)
+    generate = TransformersEngine._generate
+    calls = []
+
+    def interrupted(self, requests):
+        calls.append(requests)
+        if len(calls) > 6:  # three images
+            raise Interrupted
+        return generate(self, requests)
+
+    monkeypatch.setattr(TransformersEngine, "_generate", interrupted)
+    out = tmp_path / "0.parquet"
+    rounds = 0
+    while not out.exists():
+        calls.clear()
+        rounds += 1
+        with suppress(Interrupted):
+            write(pictures, out, captioner=captioner, chunk=1)
+    assert 1 < rounds < 9
+    assert pl.read_parquet(out).equals(pl.read_parquet(whole))
+    assert pl.read_parquet(out)["text"].n_unique() == 2 * IMAGES
 
 
 @pytest.mark.parametrize("calls", [1, 3])

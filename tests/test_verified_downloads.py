@@ -18,15 +18,17 @@ import torch
 from safetensors.torch import save_file
 
 from flame import download
-from flame.captioning import published
+from flame.captioning import engines, published
+from flame.captioning.engines.base import model_folder
 from flame.data import hub_client
 from flame.data.datasets import _published
 from flame.embedding import checkpoints
 from flame.evaluation import encoder
 from flame.runtime.checksums import verify
-from flame.study.schema.data import PublishedCaptions
+from flame.study.schema.data import PublishedCaptions, TransformersCaptioner
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import OpenClipTower, TransformersTower
+from tests import tiny_vlm
 from tests.loopback import Fault, Loopback, Reply, wrong
 from tests.towers.test_pretrained import TEXT, VISION, chinese_clip, settings
 from tests.towers.test_released import release_settings, release_weights
@@ -107,6 +109,37 @@ def captions(folder: Path, monkeypatch) -> User:
 
     output = folder / "out/chunk-00000.parquet"
     return User(folder / "hub", "long.json", run, kind="dataset", output=output)
+
+
+def captioner(folder: Path, monkeypatch) -> User:
+    tiny_vlm.save(folder / "hub")
+    asked = TransformersCaptioner(
+        engine="transformers",
+        id="owner/name",
+        revision=REVISION,
+        prompts={"long": "?"},
+        max_tokens={"long": 4},
+    )
+
+    def run() -> Path:
+        engine = engines.create(asked)
+        engine.close()
+        return Path(engine._model.name_or_path) / "model.safetensors"
+
+    return User(folder / "hub", "model.safetensors", run)
+
+
+def captioner_with_code(folder: Path, monkeypatch) -> User:
+    """As vLLM is given it."""
+    tiny_vlm.save(folder / "hub")
+    (folder / "hub/modeling.py").write_text("raise RuntimeError\n")
+
+    def run() -> Path:
+        found = model_folder("owner/name", REVISION, with_code=True)
+        assert (found / "tokenizer.json").exists()
+        return found / "modeling.py"
+
+    return User(folder / "hub", "modeling.py", run)
 
 
 def export(folder: Path, monkeypatch) -> User:
@@ -197,6 +230,8 @@ USERS = [
     data_set,
     llm,
     captions,
+    captioner,
+    captioner_with_code,
     export,
     llm_of_an_export,
     tower_of_open_clip,

@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from flame.captioning import engines
 from flame.captioning.engines import server as server_engine
 from flame.captioning.engines import vllm as vllm_engine
 from flame.captioning.engines.base import bisected
+from flame.data import hub_models
 from flame.study.schema.data import Sampling, ServerCaptioner, TransformersCaptioner, VllmCaptioner
 from tests import fake_vllm, tiny_vlm
 from tests.loopback import Loopback, Reply, html, slow, status, wrong
@@ -473,6 +475,11 @@ def test_a_batch_is_bisected(llava, monkeypatch):
 def vllm(monkeypatch):
     for name, module in fake_vllm.modules(tiny_vlm.llama3_tokenizer()).items():
         monkeypatch.setitem(sys.modules, name, module)
+
+    def cached(repo, revision, *, with_code):
+        return Path(repo, revision, "with code" if with_code else "without")
+
+    monkeypatch.setattr(hub_models, "cached", cached)
     return fake_vllm.AsyncLLMEngine
 
 
@@ -484,10 +491,7 @@ def offline(seed=0, **keys):
 def test_vllm_loads_weights_and_code_of_one_revision(vllm):
     offline(trust_remote_code=True, options={"max_model_len": 2048}, seed=7)
     assert vllm.made[0].arguments == {
-        "model": "owner/mllm",
-        "revision": COMMIT,
-        "tokenizer_revision": COMMIT,
-        "code_revision": COMMIT,
+        "model": f"owner/mllm/{COMMIT}/with code",
         "trust_remote_code": True,
         "seed": 7,
         "limit_mm_per_prompt": {"image": 1},
@@ -497,6 +501,7 @@ def test_vllm_loads_weights_and_code_of_one_revision(vllm):
         "max_model_len": 2048,
     }
     offline(revision="main")
+    assert vllm.made[1].arguments["model"] == "owner/mllm/main/without"
     assert vllm.made[1].arguments["trust_remote_code"] is False
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from flame.data import hub_models
 from flame.embedding import checkpoints
 from flame.runtime.checksums import sha256
 from tests.loopback import Loopback
@@ -166,7 +167,7 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path, monkeypatch, is_
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.hub("owner/llm", commit, tmp_path / "hub", kind="model")
         checkpoints.from_hub("owner/llm", commit, tmp_path / "out")
-        again = checkpoints.cached("owner/llm", commit)
+        again = hub_models.cached("owner/llm", commit)
         asked = {request.path.split("/")[-1] for request in server.requests}
     assert not [name for name in asked if "consolidated" in name]
     described = json.loads((tmp_path / "out/flame.json").read_text())
@@ -178,7 +179,7 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path, monkeypatch, is_
 
 def test_an_index_that_names_a_missing_file_is_told(tmp_path, monkeypatch):
     index = {"weight_map": {"norm.weight": "model-00001-of-00001.safetensors"}}
-    files = {"config.json": b"{}", checkpoints.INDEX: json.dumps(index).encode()}
+    files = {"config.json": b"{}", hub_models.INDEX: json.dumps(index).encode()}
     with Loopback() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.hub("owner/llm", "a" * 40, files, kind="model")

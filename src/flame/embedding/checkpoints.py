@@ -21,12 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flame.data import hub
+from flame.data import hub, hub_models
 from flame.runtime.checksums import read_json, seal
 from flame.runtime.checksums import sha256 as file_sha256
 
 ARCHITECTURES = ("llama", "mistral", "gemma3_text")
-INDEX = "model.safetensors.index.json"  # of weights in several files
 
 
 def from_package(
@@ -91,26 +90,9 @@ def from_hub(repo: str, revision: str, out: Path) -> None:
     """Download a checkpoint of the Hugging Face hub (`HF_ENDPOINT` and `HF_TOKEN` are honoured)."""
     optional = ["tokenizer*", "LICENSE*"]
     hub.download(repo, revision, ["*.json"], out, kind="model", optional=optional)
-    hub.download(repo, revision, _weights(out), out, kind="model")
+    hub.download(repo, revision, hub_models.weights(out), out, kind="model")
     hub.forget(out)
     _describe(out, f"hub:{repo}@{revision}", None)
-
-
-def cached(repo: str, revision: str | None) -> Path:
-    """Folder of a checkpoint of the hub below `HF_HOME`, downloaded if it is not there."""
-    folder = hub.cached(repo, revision, ["*.json"], optional=["tokenizer*"])
-    return hub.cached(repo, folder.name, _weights(folder))
-
-
-def _weights(folder: Path) -> list[str]:
-    """Names of the files with the weights that `transformers` loads.
-
-    A repository may hold them once more in another layout, such as Mistral's
-    `consolidated.safetensors`, of 24.5 GB.
-    """
-    if not (folder / INDEX).exists():
-        return ["model.safetensors"]
-    return sorted({*read_json(folder / INDEX)["weight_map"].values()})
 
 
 def from_folder(path: Path, out: Path) -> None:

@@ -18,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from flame.data import hub
+from flame.data import hub, hub_models
 from flame.data.pixels import square, to_rgb
-from flame.embedding import checkpoints
 from flame.embedding.llm import FrozenLLM
 from flame.evaluation.features import directions
 from flame.runtime.device import device_of
@@ -68,7 +67,7 @@ class Flame:
         if not folder.is_dir():
             assert isinstance(settings.checkpoint, HubCheckpoint)
             llm = settings.checkpoint
-            folder = checkpoints.cached(llm.id, llm.revision)
+            folder = hub_models.cached(llm.id, llm.revision)
         return FrozenLLM(folder, settings, device=str(self.device))
 
     def preprocess(self, image: Image.Image) -> Tensor:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from PIL import Image
 
+from flame.data import hub_models
 from flame.study.schema.data import Sampling
 
 
@@ -63,6 +65,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """End requests that are under way, and free the engine."""
         ...
+
+
+def model_folder(name: str, revision: str | None, *, with_code: bool = False) -> Path:
+    """Folder of a model: one of this name, or verified files of the hub at a revision."""
+    folder = Path(name)
+    return folder if folder.is_dir() else hub_models.cached(name, revision, with_code=with_code)
 
 
 def chat(request: Request, image: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flame.captioning.engines.base import Reply, Request, bisected, chat
+from flame.captioning.engines.base import Reply, Request, bisected, chat, model_folder
 from flame.runtime.device import device_of
 from flame.study.schema.data import TransformersCaptioner
 
@@ -27,22 +27,20 @@ class TransformersEngine:
     def __init__(self, captioner: TransformersCaptioner) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        source, revision = captioner.id, captioner.revision
-        self._processor = AutoProcessor.from_pretrained(source, revision=revision)
+        source = model_folder(captioner.id, captioner.revision)
+        self._processor = AutoProcessor.from_pretrained(source)
         self._tokenizer = self._processor.tokenizer
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, dtype="auto"
-        ).eval()
+        self._model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto").eval()
         self._model.to(device_of())
         own = self._model.generation_config
         # Sampling is set by the study, not by the checkpoint.
         own.temperature = own.top_p = own.top_k = own.min_p = own.max_length = None
         ends = own.eos_token_id if own.eos_token_id is not None else self._tokenizer.eos_token_id
         if ends is None:
-            raise ValueError(f"{source!r} has no end-of-text token (eos_token_id)")
+            raise ValueError(f"{captioner.id!r} has no end-of-text token (eos_token_id)")
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._batch_size = captioner.batch_size
         self.batch = BATCHES * captioner.batch_size

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
-from flame.captioning.engines.base import Reply, Request, chat
+from flame.captioning.engines.base import Reply, Request, chat, model_folder
 from flame.captioning.engines.prompts import prompt_ids
 from flame.runtime.errors import known
 from flame.study.schema.data import VllmCaptioner
@@ -166,11 +166,11 @@ class VllmEngine:
 
 def _arguments(captioner: VllmCaptioner, seed: int) -> dict[str, Any]:
     """Arguments of vLLM's engine."""
-    revisions = ("revision", "tokenizer_revision", "code_revision")
+    with_code = captioner.trust_remote_code
     return {
-        "model": captioner.id,
-        **dict.fromkeys(revisions, captioner.revision),
-        "trust_remote_code": captioner.trust_remote_code,
+        # A folder of verified files, with the code of the model at the same commit.
+        "model": str(model_folder(captioner.id, captioner.revision, with_code=with_code)),
+        "trust_remote_code": with_code,
         "seed": seed,
         "limit_mm_per_prompt": {"image": 1},
         # The image comes before the question, so the prompts of an image share its tokens.
