@@ -165,7 +165,7 @@ class StepLoss:
         weights = None
         if self._by_kind:
             kinds = [self._kinds[column] for column in columns.tolist()]
-            weights = kind_weights(kinds).to(outputs.scale.device)
+            weights = kind_weights(kinds).to(outputs.scale.device, non_blocking=True)
         images, texts = outputs.images.float(), outputs.texts.float()
         return self._criterion(images, texts, outputs.scale, outputs.bias, weights)
 
@@ -215,7 +215,7 @@ def principal(features: Tensor, components: int) -> Tensor:
         wide = centered.double()
         variances, axes = torch.linalg.eigh(wide.T @ wide)  # ascending
         gaps = variances[-components:, None] - variances[None, :-components]
-        gaps = gaps.clamp(min=1e-6 * float(variances[-1])).to(features)
+        gaps = gaps.clamp(min=1e-6 * variances[-1]).to(features)
         kept, dropped = axes[:, -components:].to(features), axes[:, :-components].to(features)
     inside, outside = centered @ kept, centered @ dropped  # (A, components), (A, D - components)
     # First-order perturbation: how far each kept axis turns towards each dropped one. The value is

@@ -66,15 +66,6 @@ def from_first(value: Any) -> Any:
     return shared[0]
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process; the same answer in all."""
-    if not dist.is_initialized():
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
-
-
 def largest(values: Sequence[float], device: torch.device) -> list[float]:
     """Largest of each value in any process; the same answer in all."""
     if not dist.is_initialized():

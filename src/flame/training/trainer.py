@@ -6,9 +6,11 @@ import math
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +38,22 @@ from flame.training.speed import DEFAULT, Speed, fast_products
 log = logging.getLogger(__name__)
 
 LOG_LINES = 500  # per run, approximately
+
+
+class Numbers:
+    """Numbers on their way from the device, which does not wait until they are read."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if values.is_cuda else None
+        if self._copied:
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Wait for the numbers."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._values.tolist()
 
 
 class Trainer:
@@ -75,8 +93,11 @@ class Trainer:
         self.tower = tower.to(place.device).train()
         self.wrapped = self._wrap()
         self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
-        self.optimizer = adamw(tower, recipe)
+        self.optimizer: Any = adamw(tower, recipe)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
+        self._running: deque[tuple[int, float, Numbers]] = deque()
+        self._broken = torch.zeros((), dtype=torch.bool, device=place.device)
+        self._told: int | None = None
         self.checkpoint = folder / "checkpoint.safetensors"
         if self.checkpoint.exists():
             self._restore()
@@ -122,53 +143,95 @@ class Trainer:
         ):
             with clock.stopped():
                 monitor.start(self.step, lines)
+
+            def record(left: int) -> None:
+                """Wait for the steps that are running, but for the last ones."""
+                while len(self._running) > left:
+                    line = self.finish()
+                    self.seconds = clock.seconds
+                    bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
+                    bar.update(recipe.batch_size)
+                    if line["step"] % every == 0 or line["step"] == steps:
+                        lines.write(line | clock.rates())
+
             for batch in clock.waiting(loader):
-                line = self.advance(batch)
-                self.seconds = clock.seconds
-                bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
-                bar.update(recipe.batch_size)
-                if self.step % every == 0 or self.step == steps:
-                    lines.write(line | clock.rates())
+                self.begin(batch, stop=stopping.is_set())
+                record(left=1)
+                due, stop = clock.due(60 * recipe.checkpoint_minutes), self._stops(stopping)
+                if due or stop or self.step % self.batches.steps_per_epoch == 0:
+                    record(left=0)
                 profiled()
                 with clock.stopped():
                     monitor.after(self.step, lines)
-                # The signal may reach processes at different steps, but all must stop at the same.
-                stop = processes.any_of(stopping.is_set(), self.place.device)
-                if clock.due(60 * recipe.checkpoint_minutes) or stop:
+                if due or stop:
                     self._save()
                 if stop:
                     sys.exit(128 + signal.SIGTERM)
+            record(left=0)
         if self.place.rank == 0:
             log.info("%s", clock.summary())
 
-    def advance(self, batch: Batch) -> dict[str, float]:
-        """Run one step.
+    def _stops(self, stopping: threading.Event) -> bool:
+        """Whether to stop after this step. The signal may reach processes at different steps."""
+        if self.place.processes == 1:
+            return stopping.is_set()
+        # All have read the numbers of the step before, and some those of this one.
+        return self._told is not None and self.step > self._told
 
-        Returns:
-            Its line of the log.
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """Run one step and wait for it; see `begin` and `finish`."""
+        self.begin(batch)
+        return self.finish()
+
+    def begin(self, batch: Batch, *, stop: bool = False) -> None:
+        """Start a step. The device computes it while the CPU goes on.
+
+        A step whose loss or gradient is not finite changes no weights, nor does any that follows
+        before `finish` finds out.
+
+        Args:
+            batch: of the step.
+            stop: whether this process was told to stop.
 
         Raises:
-            ValueError: the loss or the gradient is not finite, or the GPU is out of memory.
+            ValueError: the GPU is out of memory.
         """
-        on_gpu = self.place.device.type == "cuda"
-        with (
-            memory.explained(self.speed, len(batch.images)),
-            fast_products(self.bfloat16 and on_gpu),
-        ):
-            return self._advance(batch)
+        bfloat16_on_gpu = self.bfloat16 and self.place.device.type == "cuda"
+        images = len(batch.images)
+        with memory.explained(self.speed, images), fast_products(bfloat16_on_gpu):
+            self._begin(batch, stop)
 
-    def _advance(self, batch: Batch) -> dict[str, float]:
+    def _begin(self, batch: Batch, stop: bool) -> None:
         recipe = self.settings.recipe
         lr = learning_rate(self.step, len(self.batches), recipe)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss, scale = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.tower.parameters(), recipe.gradient_clip or math.inf)
-        logged = torch.stack([processes.mean(loss), norm, scale])
-        self.loss, grad_norm, inverse_tau = logged.tolist()
+        loss, told = processes.mean(torch.stack([loss, torch.full_like(loss, stop)])).unbind()
+        self._broken = self._broken | ~(loss + norm).isfinite()
+        self.optimizer.found_inf = self._broken.float()  # the fused kernel then does nothing
+        numbers = Numbers(torch.stack([loss, norm, scale, told]))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tower.clamp_scale()
+        self._running.append((self.step, lr, numbers))
+        self.step += 1
+
+    def finish(self) -> dict[str, float]:
+        """Wait for the first of the steps that are running.
+
+        Returns:
+            Its line of the log.
+
+        Raises:
+            ValueError: its loss or its gradient is not finite.
+        """
+        step, lr, numbers = self._running.popleft()
+        self.loss, grad_norm, inverse_tau, told = numbers.read()
         line = {
-            "step": self.step + 1,
-            "epoch": self.step // self.batches.steps_per_epoch + 1,
+            "step": step + 1,
+            "epoch": step // self.batches.steps_per_epoch + 1,
             "loss": self.loss,
             "tau": 1 / inverse_tau,
             "lr": lr,
@@ -176,10 +239,8 @@ class Trainer:
         }
         if not math.isfinite(self.loss + grad_norm):
             raise ValueError(f"not finite: {line}; {self._last_checkpoint()}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.tower.clamp_scale()
-        self.step += 1
+        if told and self._told is None:
+            self._told = step + 1
         return line
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
