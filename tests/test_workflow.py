@@ -117,7 +117,8 @@ def test_a_second_run_does_nothing(finished):
 def test_speed_is_no_reason_to_run_anew(finished):
     budgets = ["embed:token_budget=512", "embed_training:token_budget=512"]
     nodes = ["train:mpi=srun", "train:nodes=2", "train:tasks=2", "train:gres=gpu:8"]
-    resources = [*budgets, *nodes, "train:workers=1", "evaluate:batch_size=8"]
+    watched = ["train:keep_epochs=3", "train:profile_steps=2"]
+    resources = [*budgets, *nodes, *watched, "train:workers=1", "evaluate:batch_size=8"]
     flags = ["--cores", "1", "--set-threads", "embed=2", "--set-resources", *resources]
     assert planned(finished, TINY, *flags) == set()
 
@@ -176,6 +177,7 @@ def test_a_checkout_runs_its_own_package_whatever_the_environment_has_installed(
 
 TABLE = "results/table6.*"
 TOWERS = ["results/train/*", "results/evaluate/*", TABLE]
+VALIDATION = {"benchmarks": ["MSCOCO"]}
 COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
 
 
@@ -207,6 +209,9 @@ COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
         ),
         ("recipes.tiny.lr", 2e-3, TOWERS),
         ("runs.flame-3.seeds", [1], ["*/flame-3", "*/flame-3/*", TABLE]),
+        ("runs.flame-7.validation.every", 2, []),
+        ("datasets.animals.options.images", 44, ["*/animals", "*/class/*", *TOWERS[1:]]),
+        ("runs.flame-3.validation", VALIDATION, ["*/flame-3", "*/flame-3/*", TABLE]),
         ("bootstrap.seed", 1, ["results/evaluate/*", TABLE]),
         ("tables.table6.title", "Table 6", [TABLE]),
     ],

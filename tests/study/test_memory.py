@@ -13,6 +13,7 @@ from flame.report.extent import Extent
 from flame.study import jobs, memory, stages
 from flame.study.load import load_file
 from flame.study.memory import Machine
+from flame.study.schema.runs import Validation
 from flame.study.shapes import SHAPES, assumed_shape, tower_shape
 from flame.study.study import Study
 from tests.workflow import ROOT, TINY, WHOLE
@@ -82,6 +83,14 @@ def test_the_llm_passes_through_main_memory(paper):
     assert asked(paper, "embed", Machine(), **where) > 4 * nemo
     assert asked(paper, "overhead") > 2 * nemo + IMAGES["cc3m"] * (600 + 110 + 80)
     assert asked(paper, "overhead", Machine()) > 4 * nemo
+
+
+def test_a_training_holds_the_pixels_that_it_is_validated_on(paper):
+    chosen = Validation(benchmarks=("ImageNet-1k", "MSCOCO"), images=4000)
+    blocks = {name: getattr(paper, name) for name in Study.model_fields}
+    validated = Study(**blocks | {"validation": chosen})
+    before, after = (asked(study, "train", NODE, run="flame-7") for study in (paper, validated))
+    assert after - before > 2 * 4000 * 3 * 224**2
 
 
 def test_evaluations_hold_the_features_that_they_compare(paper):

@@ -262,10 +262,8 @@ class Study(Section):
     def validation_questions(self, training: str) -> tuple[Question, ...]:
         """Benchmarks that are validated during a training, in the order of their list."""
         validation = self.validation_of(training)
-        names = validation.benchmarks if validation else ()
-        bundles = dict.fromkeys(self.bundle(self.benchmarks[name].dataset) for name in names)
-        asked = [question for bundle in bundles for question in self.questions(training, bundle)]
-        return tuple(question for name in names for question in asked if question.benchmark == name)
+        asked = {question.benchmark: question for question in self.questions(training)}
+        return tuple(asked[name] for name in validation.benchmarks) if validation else ()
 
     def _question_facets(self, training: str, benchmark: Benchmark) -> tuple[str, ...]:
         if benchmark.captions is None:

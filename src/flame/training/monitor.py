@@ -3,6 +3,7 @@
 None of it changes the weights that are trained, so none of it is part of a run's settings.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from flame.training import profiling
 from flame.training.batches import Schedule
 from flame.training.log import Log
 from flame.training.processes import Place
+
+log = logging.getLogger(__name__)
 
 EPOCHS = "epochs"  # folder of the kept weights, in that of the run
 ASIDE = ".partial"  # ending of a folder that is being written
@@ -85,34 +88,36 @@ class Monitor:
         """Profile of the steps in this block, which calls the function it gets after each."""
         return profiling.profiled(self._run, self._profile, self._place)
 
-    def start(self, step: int, log: Log) -> None:
+    def start(self, step: int, lines: Log) -> None:
         """Validate an untrained tower, and drop weights that are newer than the checkpoint.
 
         Args:
             step: number of steps that are done.
-            log: of the run.
+            lines: log of the run.
         """
         if self._place.rank == 0 and self._folder.exists():
             for path in self._folder.iterdir():
                 if not path.name.isdigit() or int(path.name) * self._per_epoch > step:
                     shutil.rmtree(path)
-        self._validated(step, log)
+        self._validated(step, lines)
 
-    def after(self, step: int, log: Log) -> None:
+    def after(self, step: int, lines: Log) -> None:
         """Validate and keep weights, if an epoch ends with this step; all processes call this."""
         if step % self._per_epoch == 0:
             self._kept(step // self._per_epoch)
-            self._validated(step, log)
+            self._validated(step, lines)
 
-    def _validated(self, step: int, log: Log) -> None:
+    def _validated(self, step: int, lines: Log) -> None:
         epoch, rest = divmod(step, self._per_epoch)
         due = rest == 0 and (epoch % self._every == 0 or step == self._steps)
-        if self._validate is None or not due or step in log.validated:
+        if self._validate is None or not due or step in lines.validated:
             return
         started = time.monotonic()
         found = self._validate()
         seconds = round(time.monotonic() - started, 1)
-        log.write({"step": step, "epoch": epoch, "seconds": seconds, "validation": found})
+        lines.write({"step": step, "epoch": epoch, "seconds": seconds, "validation": found})
+        if self._place.rank == 0:
+            log.info("validation after epoch %d: %s", epoch, _told(found))
 
     def _kept(self, epoch: int) -> None:
         """Keep the weights of an epoch and drop those of the oldest; the last is the result."""
@@ -126,3 +131,11 @@ class Monitor:
             for path in self._folder.iterdir():
                 if int(path.name) <= epoch - self._keep:
                     shutil.rmtree(path)
+
+
+def _told(found: Metrics) -> str:
+    """All metrics in one line."""
+    return "; ".join(
+        f"{benchmark} " + ", ".join(f"{name} {value:.1f} %" for name, value in metrics.items())
+        for benchmark, metrics in found.items()
+    )
