@@ -16,7 +16,7 @@ from flame.captioning.join import (
     write_table,
 )
 from flame.captioning.parts import PART, merge_chunks, total_counts
-from flame.data.captions import FILE
+from flame.data.captions import CHECKSUMS, FILE, add_checksums
 from flame.runtime import command
 from flame.runtime.checksums import digest, seal, sha256
 from flame.runtime.resumable import resumable, write_atomic
@@ -83,7 +83,8 @@ def join(images: Path, parts: list[Path], out: Path, settings: CaptionsSettings)
         found = report.summarize(captions, written, [*about.values()], missing, settings)
         write_atomic(folder / "report.json", json.dumps(found, indent=1).encode())
         write_atomic(folder / "report.md", report.as_markdown(found).encode())
-        seal(folder, [FILE, "report.json", "report.md"])
+        add_checksums(captions)
+        seal(folder, [FILE, CHECKSUMS, "report.json", "report.md"])
         check_missing(missing, found["images"], settings)
 
 

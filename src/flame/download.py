@@ -81,7 +81,8 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         manifest["reasons"] = Counter(each.reason.split(":")[0] for each in skipped)
         manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        seal(folder, [captions.FILE, "index.parquet", "manifest.json"])
+        captions.add_checksums(folder / captions.FILE)
+        seal(folder, [captions.FILE, captions.CHECKSUMS, "index.parquet", "manifest.json"])
 
 
 def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:

@@ -1,5 +1,8 @@
 """captions.parquet: row n of a kind is text n, and a kind that is not there is named."""
 
+import os
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,12 @@ import polars as pl
 import pytest
 
 from flame.data import captions
+from flame.runtime import checksums
 from flame.runtime.checksums import seal
 from flame.runtime.parts import rows_of
+from tests.broken import flipped
+
+KINDS = ("raw", "long")
 
 ROWS = [
     ("b", "raw", "one", ""),
@@ -84,3 +91,39 @@ def test_a_part_of_a_kind_reads_little_more_than_its_rows(tmp_path, mixed):
     assert rows.equals(captions.of_kind(path, "long")[33_000:34_000])
     # At most the row groups at both ends, of which each holds 8 % of the file.
     assert spent < 0.2 * path.stat().st_size
+
+
+def outcome(path: Path, part: int) -> tuple[pl.DataFrame | None, str]:
+    """A part of the long captions, or the error."""
+    try:
+        return captions.part_of_kind(path, "long", part, 10), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def test_no_bit_of_a_part_can_change_unseen(tmp_path, monkeypatch):
+    """Even on a disk that changes a file without its time, which is thus not hashed again."""
+    monkeypatch.setattr(captions, "ROW_GROUP", 100)
+    monkeypatch.setattr(checksums, "LARGE", 1000)
+    rng = random.Random(0)
+    rows = [(f"{n:04d}", kind, rng.randbytes(20).hex(), "") for n in range(500) for kind in KINDS]
+    path = tmp_path / captions.FILE
+    table = captions.table([(*row[:2], None if row[2] < "1" else row[2], "") for row in rows])
+    table.write_parquet(path, row_group_size=captions.ROW_GROUP)
+    captions.add_checksums(path)
+    old = time.time() - 60
+    os.utime(path, (old, old))
+    seal(tmp_path)
+    whole, data = captions.of_kind(path, "long"), path.read_bytes()
+    parts = [captions.part_of_kind(path, "long", part, 10) for part in range(10)]
+    assert pl.concat(parts).equals(whole)
+    refused = kept = 0
+    for _ in range(40):
+        path.write_bytes(flipped(data, rng.randrange(len(data))))
+        os.utime(path, (old, old))
+        for part in (2, 7):
+            found, said = outcome(path, part)
+            assert str(path) in said or (found is not None and found.equals(parts[part]))
+            refused, kept = refused + bool(said), kept + (not said)
+    assert refused > 5  # about a tenth of the bytes is read for each
+    assert kept > 30

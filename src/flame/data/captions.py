@@ -7,20 +7,31 @@ text n of that kind. Columns:
 - `kind`: `raw`, `short`, `long`, `class`, `positive`, `negative` or a language code;
 - `text`: the caption;
 - `flags`: what a captioner found wrong, joined by commas; empty for most.
+
+`captions.crc32c` beside it lets a job that reads some rows of a large file check what it reads. It
+has a line of JSON for each row group: the CRC32C of its rows, and how many are of each kind.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import polars as pl
 
 from flame.runtime.checksums import verified
 from flame.runtime.errors import known
 from flame.runtime.parts import rows_of
+from flame.runtime.resumable import write_atomic
 
 FILE = "captions.parquet"
-ROW_GROUP = 16_384  # rows that can be read without the others
+CHECKSUMS = "captions.crc32c"
+CHECKED = ("key", "kind", "text")
+# Rows that can be read without the others; of files with checksums, it must stay as it is.
+ROW_GROUP = 16_384
 SCHEMA = {"key": pl.String, "kind": pl.String, "text": pl.String, "flags": pl.String}
 
 
@@ -56,10 +67,9 @@ def of_kind(path: Path, kind: str) -> pl.DataFrame:
 
 
 def part_of_kind(path: Path, kind: str, part: int, parts: int) -> pl.DataFrame:
-    """One of several parts of `of_kind`; reads the texts of its rows only.
+    """One of several parts of `of_kind`; reads the row groups of its rows only.
 
-    Of the other rows it reads the column `kind`, which takes hardly any bytes, and those that share
-    a row group or lie in between.
+    Of the other rows it reads the column `kind`, which takes hardly any bytes.
 
     Args:
         path: `captions.parquet` of a data set or a captioner.
@@ -70,16 +80,72 @@ def part_of_kind(path: Path, kind: str, part: int, parts: int) -> pl.DataFrame:
     Raises:
         ValueError: there are no captions of this kind, no such part, or the file is broken.
     """
-    whole = scan(path)
+    try:
+        return _part_of_kind(path, kind, part, parts)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path} is broken: {error}; {_delete(path)}") from error
+
+
+def _part_of_kind(path: Path, kind: str, part: int, parts: int) -> pl.DataFrame:
+    whole, sums = scan(path), _read_checksums(path)
     of_kind = pl.col("kind") == kind
     rows = whole.select("kind").with_row_index().filter(of_kind).select("index")
     places = rows.collect(engine="streaming")["index"]
+    if sums is not None:
+        found = np.bincount(places.to_numpy() // ROW_GROUP, minlength=len(sums))
+        if found.tolist() != [group["kinds"].get(kind, 0) for group in sums]:
+            raise ValueError(
+                f"{path} is broken: its kinds do not match {CHECKSUMS}; {_delete(path)}"
+            )
     if places.is_empty():
         raise _unknown(path, kind, whole)
     own = rows_of(len(places), part, parts)
-    first, last = (places[own[0]], places[own[-1]]) if own else (0, -1)
-    near = whole.slice(first, last + 1 - first)
-    return near.filter(of_kind).select("key", "text").collect()
+    if not own:
+        return whole.select("key", "text").head(0).collect()
+    first, last = places[own[0]], places[own[-1]]
+    start, stop = first // ROW_GROUP, last // ROW_GROUP + 1
+    near = whole.slice(start * ROW_GROUP, (stop - start) * ROW_GROUP).select(CHECKED).collect()
+    if sums is not None:
+        for number, group in enumerate(near.iter_slices(ROW_GROUP), start):
+            if _checksum(group) != sums[number]["crc32c"]:
+                raise ValueError(
+                    f"{path} is broken: the rows from {number * ROW_GROUP} on do not match "
+                    f"{CHECKSUMS}; {_delete(path)}"
+                )
+    exact = near.slice(first - start * ROW_GROUP, last + 1 - first)
+    return exact.filter(of_kind).select("key", "text")
+
+
+def add_checksums(path: Path) -> None:
+    """Write `CHECKSUMS` beside a finished file."""
+    whole = pl.scan_parquet(path)
+    lines = []
+    for start in range(0, whole.select(pl.len()).collect().item(), ROW_GROUP):
+        group = whole.slice(start, ROW_GROUP).select(CHECKED).collect()
+        kinds = dict(sorted(Counter(group["kind"].to_list()).items()))
+        lines.append(json.dumps({"crc32c": _checksum(group), "kinds": kinds}) + "\n")
+    write_atomic(path.parent / CHECKSUMS, "".join(lines).encode())
+
+
+def _read_checksums(path: Path) -> list[Any] | None:
+    """Lines of `CHECKSUMS`; None for files that were made by hand, or before there were any."""
+    sums = path.parent / CHECKSUMS
+    if not sums.exists():
+        return None
+    return [*map(json.loads, verified(sums).read_text().splitlines())]
+
+
+def _checksum(rows: pl.DataFrame) -> str:
+    """CRC32C of the columns `CHECKED`, hexadecimal."""
+    crc = 0
+    for name in CHECKED:
+        joined = "\0".join(rows[name].fill_null("\1"))
+        crc = google_crc32c.extend(crc, f"{joined}\0".encode())
+    return f"{crc:08x}"
+
+
+def _delete(path: Path) -> str:
+    return f"delete {path.parent} and run again"
 
 
 def _unknown(path: Path, kind: str, whole: pl.LazyFrame) -> ValueError:
