@@ -108,7 +108,7 @@ def test_the_plan_of_the_paper_tells_all(paper, monkeypatch):
         # 2,905,954 captions x 9 facets x (5,120 values x 2 bytes + 4 of a checksum)
         "267.9 GB | 134.1 GB | 134.0 GB |",
         # The two of the figure of captions: one caption an image, and no second set of images.
-        "| mistral-nemo | captioners/long | 10,000 | 9 |",
+        "| mistral-nemo | captioners/long | 10,000 | 7 |",
         "| cc3m-published | published-cc3m | 5,000 | 1 | published | 0.0 |",
         "None of this was measured.",
     ):

@@ -12,7 +12,7 @@ from flame.report import caption_costs, costs, memory_table
 from flame.report.extent import CLASS_TEXTS, ROWS_OF_IMAGE, Extent
 from flame.report.markdown import markdown_table
 from flame.report.rates import Assumptions, Rates, RatesFile
-from flame.study import stages
+from flame.study import gpu_memory, stages
 from flame.study.schema.data import PublishedCaptions
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import FlameRun
@@ -20,7 +20,6 @@ from flame.study.settings import Training
 from flame.study.study import Study
 
 BYTES_OF_IMAGE = 60_000  # if the download size is not published
-MEMORY = 1.1  # GPU memory of an embedding job, relative to the weights of its LLM
 USABLE = 0.9  # of a GPU's memory
 START_SECONDS = 60  # of a job with a GPU: imports, weights, the first batch
 ON_A_GPU = ("embed", "embed_training", "caption", "caption_by_vllm", "train", "evaluate")
@@ -127,7 +126,7 @@ class Plan:
                     name,
                     getattr(checkpoint, "id", checkpoint.source),
                     _bytes(size) if size else "unknown until downloaded",
-                    _bytes(MEMORY * size) if size else "?",
+                    self._of_gpu("embed", llm=name) if size else "?",
                     _here(Path("resources/llms") / name),
                     "an account that accepted its terms, if gated" if is_hub else "nothing",
                 ]
@@ -140,13 +139,19 @@ class Plan:
                 lines.append([name, "pretrained tower", "", "", _here(place), f"licence {licence}"])
         for captioner in dict.fromkeys(self.extent.captioned.values()):
             who = self.study.captioners[captioner]
-            lines.append([captioner, getattr(who, "id", who.engine), "", "", "", who.engine])
+            needed = self._of_gpu("caption", captioner=captioner)
+            lines.append([captioner, getattr(who, "id", who.engine), "", needed, "", who.engine])
         token = (
             "is set" if get_token() else "is not set: gated and private repositories will refuse"
         )
         table = _table(["model", "source", "weights", "GPU memory", "here", "needs"], lines)
         offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         return f"{table}\nThe hub's token (HF_TOKEN) {token}{offline}.\n"
+
+    def _of_gpu(self, rule: str, **wildcards: str) -> str:
+        """Memory that a job of a rule needs on a GPU."""
+        needed = gpu_memory.of_job(self.study, rule, wildcards, memory_table.GPU)
+        return _bytes(gpu_memory.RESERVED * sum(needed.values())) if needed else ""
 
     def _captions(self) -> str:
         lines, again = [], [0.0, 0.0]
@@ -288,8 +293,7 @@ class Plan:
             + f"; {costs.SUFFIX_TOKENS} per facet",
             f"{ROWS_OF_IMAGE} short captions per benchmark image, {CLASS_TEXTS:,} class texts each",
             f"{BYTES_OF_IMAGE / 1e3:.0f} kB per image if the download size is not published",
-            f"embedding needs {MEMORY:g} times the memory of its LLM's weights, a job with a GPU "
-            f"{START_SECONDS} s to start",
+            f"a job with a GPU takes {START_SECONDS} s to start",
         ]
         listed = "".join(f"- {line}\n" for line in lines)
         used = "Everything else is assumed." if rates.measured else "None of this was measured."
