@@ -35,8 +35,8 @@ def photos(bench: Bench) -> list[bytes]:
 class Photos:
     """Work items of a loader: squares cut from photos, as training and evaluation read them."""
 
-    def __init__(self, files: Sequence[bytes], items: int, size: int) -> None:
-        self.files, self.items, self.size = files, items, size
+    def __init__(self, files: Sequence[bytes], items: int, size: int, resize: str) -> None:
+        self.files, self.items, self.size, self.resize = files, items, size, resize
 
     def __len__(self) -> int:
         return self.items
@@ -44,10 +44,9 @@ class Photos:
     def __getitem__(self, item: int) -> torch.Tensor:
         from flame.data.pixels import decode, square
 
-        squares = [
-            torch.from_numpy(square(decode(self.files[n % len(self.files)]), self.size).copy())
-            for n in range(64)
-        ]
+        least = self.size if self.resize == "fast" else None
+        images = [decode(self.files[n % len(self.files)], least) for n in range(64)]
+        squares = [torch.tensor(square(image, self.size, self.resize)) for image in images]
         return torch.stack(squares).permute(0, 3, 1, 2)
 
 
@@ -57,21 +56,21 @@ def loader(bench: Bench) -> None:
 
     sizes = bench.sizes
     files = photos(bench)
-    for workers in sizes.workers:
-        if workers > (os.cpu_count() or 1):
-            continue
-        items = max(2, workers) * max(1, sizes.images // 64 // 8)
-        dataset = Photos(files, items, sizes.image_size)
+    cores = [workers for workers in sizes.workers if workers <= (os.cpu_count() or 1)]
+    for workers, resize in [*((number, "fit") for number in cores), (cores[-1], "fast")]:
+        items = workers * max(2, sizes.images // 64 // 4)
+        dataset = Photos(files, items + workers, sizes.image_size, resize)
         batches = iter(
             DataLoader(
                 dataset, batch_size=None, num_workers=workers, multiprocessing_context="forkserver"
             )
         )
-        next(batches)  # the workers have started
+        for _ in range(workers):  # all of them have started
+            next(batches)
         start = time.perf_counter()
         read = sum(len(batch) for batch in batches)
         rate = read / (time.perf_counter() - start)
-        bench.add(f"{workers} workers", rate, "images/s", per_worker=rate / workers)
+        bench.add(f"{workers} workers, {resize}", rate, "images/s", per_worker=rate / workers)
 
 
 def evaluate(bench: Bench) -> None:
