@@ -7,10 +7,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from flame.embedding.llm import FrozenLLM
-from flame.evaluation.overhead import embedding_ways, in_turn, ratios, runs, texts_of, training_way
+from flame.evaluation.overhead import captions_of, embedding_ways, in_turn, ratios
 from flame.evaluation.records import write_json
+from flame.evaluation.steps import runs, training_ways
 from flame.runtime import command
 from flame.study.settings import OverheadSettings
+from flame.training.speed import DEFAULT, Speed
 
 
 def overhead(
@@ -20,6 +22,8 @@ def overhead(
     out: Path,
     settings: OverheadSettings,
     threads: int = 1,
+    workers: int = 0,
+    speed: Speed = DEFAULT,
 ) -> None:
     """Time embedding and training; nothing else should run on the machine.
 
@@ -30,17 +34,23 @@ def overhead(
         out: JSON file to write: seconds per caption or step, one value per round, and their ratios.
         settings: what is timed.
         threads: CPU threads.
+        workers: processes that read batches before the steps on them are timed.
+        speed: micro-batches, gradient checkpointing and compilation of all trainings.
     """
     torch.set_num_threads(threads)
     embedding, chosen = settings.embedding, settings.overhead
     encoder = FrozenLLM(llm, embedding)
-    captions = texts_of(images, embedding)[1][: chosen.captions]
+    captions = captions_of(images, embedding)["text"].head(chosen.captions).to_list()
     with TemporaryDirectory() as aside:
         ways = embedding_ways(encoder, captions, embedding)
-        ways |= {
-            name: training_way(run, images, encoder, Path(aside) / name)
-            for name, run in runs(images, stores, encoder, settings).items()
-        }
+        ways |= training_ways(
+            runs(images, stores, encoder, settings),
+            images,
+            encoder,
+            Path(aside),
+            speed=speed,
+            workers=workers,
+        )
         seconds = in_turn(ways, chosen.rounds)
     place = torch.cuda.get_device_name() if encoder.device.type == "cuda" else "CPU"
     cores = "1 thread" if threads == 1 else f"{threads} threads"

@@ -16,8 +16,9 @@ from flame.embed import embed
 from flame.embedding import checkpoints
 from flame.embedding.llm import AS_PUBLISHED, FrozenLLM
 from flame.embedding.store import Embeddings
-from flame.evaluation import overhead
-from flame.evaluation.overhead import OnlineTexts, PlainLLM, embedding_ways, in_turn, ratios
+from flame.evaluation import overhead, steps
+from flame.evaluation.overhead import PlainLLM, embedding_ways, in_turn, ratios
+from flame.evaluation.steps import OnlineTexts
 from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
 
 IMAGES, SIZE = 12, 16
@@ -210,10 +211,10 @@ def test_ratios_are_taken_within_a_round():
 def test_steps_of_different_sizes_are_not_compared(inputs):
     images, llm, stores = inputs
     with pytest.raises(ValueError, match="steps of 4 and 6 images are not comparable"):
-        overhead.runs(images, stores, encoder(llm), settings(batch_size=6))
+        steps.runs(images, stores, encoder(llm), settings(batch_size=6))
 
 
 def test_captions_of_another_kind_are_asked_for_in_vain(inputs):
     assert len(pl.read_parquet(inputs[0] / "captions.parquet")) == 3 * IMAGES
     with pytest.raises(ValueError, match="no captions of kind 'short'; known: long, raw"):
-        overhead.texts_of(inputs[0], embed_settings("short"))
+        overhead.captions_of(inputs[0], embed_settings("short"))

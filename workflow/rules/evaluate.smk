@@ -79,13 +79,19 @@ rule overhead:
     resources:
         mem_mb=memory("overhead"),
         runtime=growing(HOUR),
+        workers=0,
+        micro_batch="auto",
+        grad_checkpointing="auto",
+        compile="none",
     params:
         program=program,
         settings=param("overhead", "settings"),
     shell:
         "{params.program} flame.overhead --images {input.images} --llm {input.llm}"
         " --stores {input.stores} --out {output} --settings {params.settings:q}"
-        " --threads {threads} 2>&1 | tee {log}"
+        " --threads {threads} --workers {resources.workers}"
+        " --micro-batch {resources.micro_batch} --compile {resources.compile}"
+        " --grad-checkpointing {resources.grad_checkpointing} 2>&1 | tee {log}"
 
 
 rule export:

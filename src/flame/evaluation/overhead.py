@@ -1,7 +1,9 @@
-"""Embedding and training timed against their alternatives (Figure 5, Section 4.4).
+"""Embedding timed against its alternatives, and whatever is to be timed in turn (Figure 5).
 
 All ways take turns in one process, round after round, so that load on the machine affects all of
 them alike; ratios are taken within a round.
+
+`flame.evaluation.steps` has the training steps.
 
 Shapes: N captions, K facets, D width of the LLM; B captions and L tokens of a batch.
 """
@@ -9,31 +11,20 @@ Shapes: N captions, K facets, D width of the LLM; B captions and L tokens of a b
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
 from flame.data import captions
-from flame.data.images import ImageReader
 from flame.embedding.attention import Layout, facet_mask
 from flame.embedding.llm import FrozenLLM, plan
-from flame.embedding.store import Embeddings, by_kind
 from flame.runtime import progress
-from flame.runtime.requests import Request
-from flame.study.settings import ClipTraining, EmbedSettings, FlameTraining, OverheadSettings
-from flame.towers.base import Centers
-from flame.towers.load import create
-from flame.training.pairs import Batches, Pairs, Texts
-from flame.training.processes import Place
-from flame.training.tokens import FACET, Tokens
-from flame.training.trainer import Trainer
+from flame.study.settings import EmbedSettings
 
 # Ratio -> names of its numerator and denominator.
 RATIOS = {
@@ -47,8 +38,6 @@ RATIOS = {
 }
 AGREEMENT = 0.99  # least cosine between embeddings of a caption in two ways, given bfloat16
 WARM_UP = 4  # captions
-ONLINE = 20  # steps on stored embeddings for each step with the LLM, which is that much slower
-CACHE_BYTES = 2 << 30
 
 
 class Way(NamedTuple):
@@ -59,10 +48,9 @@ class Way(NamedTuple):
     """Captions embedded, or steps trained, per run."""
 
 
-def texts_of(images: Path, settings: EmbedSettings) -> tuple[list[str], list[str]]:
+def captions_of(images: Path, settings: EmbedSettings) -> pl.DataFrame:
     """Keys and texts of the captions of one kind, in the order of the file."""
-    rows = captions.of_kind(images / captions.FILE, settings.kind)
-    return rows["key"].to_list(), rows["text"].to_list()
+    return captions.of_kind(images / captions.FILE, settings.kind)
 
 
 def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float]]:
@@ -184,115 +172,3 @@ def embedding_ways(
         name: Way(lambda function=function: function(captions), len(captions))  # type: ignore[misc]
         for name, function in functions.items()
     }
-
-
-class OnlineTexts:
-    """Captions that the frozen LLM embeds during training, in place of a store."""
-
-    def __init__(self, encoder: FrozenLLM, store: Embeddings, images: Path) -> None:
-        """Replace a store.
-
-        Args:
-            encoder: the LLM that made the store.
-            store: its attributes name the captions and the prompt.
-            images: folder of the data set.
-        """
-        made = {name: store.attributes[name] for name in EmbedSettings.model_fields}
-        self._encoder, self._settings = encoder, EmbedSettings.model_validate(made)
-        keys, self._texts = texts_of(images, self._settings)
-        self.keys = pl.Series(keys)
-
-    def request(self, indices: np.ndarray, facets: Sequence[str]) -> Request:
-        """A call that embeds the given rows and facets, in this process only."""
-        return partial(self.rows, indices, facets)
-
-    def rows(self, indices: np.ndarray, facets: Sequence[str]) -> np.ndarray:
-        """Embeddings (n, K, D) float16 of the given rows and facets."""
-        texts, _ = self._encoder.prepare([self._texts[i] for i in indices])
-        suffixes = [self._settings.facets[facet] for facet in facets]
-        return self._encoder.embed(texts, self._settings.prefix, suffixes).half().numpy()
-
-
-class Run(NamedTuple):
-    """A training, some steps of which are timed."""
-
-    settings: FlameTraining | ClipTraining
-    texts: Mapping[str, Texts]
-    targets: Mapping[str, Sequence[str]]
-    centers: Centers
-    steps: int
-
-
-def runs(
-    images: Path, stores: Sequence[Path], encoder: FrozenLLM, settings: OverheadSettings
-) -> dict[str, Run]:
-    """FLAME on stored embeddings, CLIP with its text tower, FLAME with the LLM in the loop.
-
-    Raises:
-        ValueError: the batch sizes differ.
-    """
-    steps, flame, baseline = settings.overhead.steps, settings.flame, settings.clip
-    sizes = flame.recipe.batch_size, baseline.recipe.batch_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"steps of {sizes[0]} and {sizes[1]} images are not comparable")
-    stored = {
-        kind: Embeddings.open(parts, flame.dataset, cache_bytes=CACHE_BYTES)
-        for kind, parts in by_kind(stores).items()
-    }
-    online = {kind: OnlineTexts(encoder, store, images) for kind, store in stored.items()}
-    centers: Centers = {}
-    if flame.recipe.standardize == "center":
-        means = {kind: torch.from_numpy(store.mean()) for kind, store in stored.items()}
-        centers = {k: dict(zip(stored[k].facets, mean, strict=True)) for k, mean in means.items()}
-    tokens = Tokens(
-        images / captions.FILE,
-        baseline.captions,
-        baseline.text_tower.context_length,
-        cache_bytes=CACHE_BYTES,
-    )
-    words = {baseline.captions: (FACET,)}
-    return {
-        "flame": Run(flame, stored, flame.targets, centers, steps),
-        "clip": Run(baseline, {baseline.captions: tokens}, words, {}, steps),
-        "online": Run(flame, online, flame.targets, centers, max(1, steps // ONLINE)),
-    }
-
-
-def training_way(run: Run, images: Path, encoder: FrozenLLM, folder: Path) -> Way:
-    """Steps as `flame.train` takes them, after an untimed one if there are several.
-
-    Args:
-        run: the training.
-        images: folder of the data set.
-        encoder: gives the width of the embeddings and the device.
-        folder: where the trainer would write checkpoints.
-    """
-    settings, recipe = run.settings, run.settings.recipe
-    pairs = Pairs(
-        ImageReader(images),
-        run.texts,
-        run.targets,
-        image_size=settings.backbone.image_size,
-        resize=settings.recipe.resize,
-        max_skipped=settings.max_skipped,
-        cache_bytes=CACHE_BYTES,
-    )
-    batches = Batches(
-        pairs,
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,  # steps past the last epoch are like those before
-        seed=settings.seed,
-        facets_per_step=recipe.facets_per_step if settings.method == "flame" else "all",
-    )
-    torch.manual_seed(settings.seed)
-    tower = create(settings, encoder.dim)
-    tower.centers = dict(run.centers)
-    trainer = Trainer(tower, batches, settings, folder, Place(0, 1, encoder.device))
-
-    def train(steps: int) -> None:
-        for _ in range(steps):  # without the logging and progress bar of `Trainer.run`
-            trainer.advance(batches[trainer.step])
-
-    if run.steps > 1:
-        train(1)
-    return Way(lambda: train(run.steps), run.steps)
