@@ -8,7 +8,9 @@ on the pixels.
 Shapes: n captions, K facets, D width of the LLM; B images of a batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,11 +30,14 @@ from flame.towers.base import Centers, Tower
 from flame.towers.load import create
 from flame.training.batches import Batch, Schedule
 from flame.training.loader import loader
+from flame.training.memory import STATE_BYTES, settle
 from flame.training.pairs import Batches, Pairs, Texts
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed
 from flame.training.tokens import FACET, Tokens
 from flame.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 ONLINE = 20  # steps on stored embeddings for each step with the LLM, which is that much slower
 AHEAD_BYTES = 1 << 30
@@ -130,6 +135,7 @@ def training_ways(
     reader, place = ImageReader(images), Place(0, 1, encoder.device)
     towers = {name: _tower(run, encoder.dim) for name, run in timed.items()}
     schedules = {name: _schedule(run, reader) for name, run in timed.items()}
+    speeds = _settled(timed, towers, schedules, place, speed)
     ahead = {
         name: read_ahead(schedules[name], timed[name].steps, workers, place)
         for name in ("flame", "clip")
@@ -137,7 +143,11 @@ def training_ways(
     ahead["online"] = ahead["flame"]  # of the same images
     ways = {}
     for name, run in timed.items():
-        trainer = Trainer(towers[name], schedules[name], run.settings, folder / name, place, speed)
+        trainer = Trainer(
+            towers[name], schedules[name], run.settings, folder / name, place, speeds[name]
+        )
+        chosen = trainer.speed.micro_batch, trainer.speed.grad_checkpointing
+        log.info("%s: micro-batches of %s images, checkpointing %s", name, *chosen)
         batch = partial(_batch, ahead[name], schedules["online"] if name == "online" else None)
         ways[name] = _way(trainer, batch, run.steps)
     return ways
@@ -196,3 +206,36 @@ def _tower(run: Run, width: int) -> Tower:
     tower = create(run.settings, width)
     tower.centers = dict(run.centers)
     return tower
+
+
+def _settled(
+    timed: Mapping[str, Run],
+    towers: Mapping[str, Tower],
+    schedules: Mapping[str, Schedule],
+    place: Place,
+    speed: Speed,
+) -> dict[str, Speed]:
+    """Speed settings with which each training fits a GPU beside the LLM and the others."""
+    parameters = sum(each.numel() for tower in towers.values() for each in tower.parameters())
+    with _reserved(STATE_BYTES * parameters, place.device):
+        return {
+            name: settle(speed, towers[name], run.settings, schedules[name].facets, place)
+            for name, run in timed.items()
+        }
+
+
+@contextmanager
+def _reserved(size: int, device: torch.device) -> Iterator[None]:
+    """Hold so many bytes of a GPU in this block; nothing on a CPU."""
+    if device.type == "cpu":
+        yield
+        return
+    try:
+        held = torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the GPU has no room for {size / 1e9:.1f} GB of weights and optimizers of the timed "
+            f"trainings beside the LLM: {str(error).splitlines()[0]}"
+        ) from error
+    yield
+    del held

@@ -28,7 +28,7 @@ VERSION = {
     "train": 2,
     "evaluate": 2,
     "fewshot": 1,
-    "overhead": 1,
+    "overhead": 2,
     "export": 1,
     "table": 2,
     "figure": 2,

@@ -59,7 +59,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     note = (
         f"Time relative to the lowest bar: median over {rounds} interleaved rounds, in brackets the"
         f" range.\n{measured['device']}; {measured['captions']} captions,"
-        f" {measured['steps']['flame']} steps per round."
+        f" {measured['steps']['flame']} steps per round, on batches read beforehand."
     )
     figure = canvas(11, 3.6, settings, note)
     left, right = figure.subplots(1, 2)
