@@ -190,6 +190,7 @@ def _schedule(run: Run, reader: ImageReader) -> Batches:
         run.texts,
         run.targets,
         image_size=settings.backbone.image_size,
+        resize=settings.recipe.resize,
         max_skipped=settings.max_skipped,
     )
     return Batches(
