@@ -1,9 +1,13 @@
 """The store returns the rows that were written, and refuses parts that do not match."""
 
 import json
+import pickle
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import polars as pl
 import pytest
@@ -196,3 +200,67 @@ def test_8_bits_go_on_to_the_same_bytes_and_are_read_by_facet_and_cache(tmp_path
         columns = [FACETS.index(name) for name in facets]
         np.testing.assert_array_equal(plain.rows(indices, facets), every[:, columns])
         np.testing.assert_array_equal(cached.rows(indices, facets), every[:, columns])
+
+
+def opened_files(path: Path, action: Callable[[], object]) -> list[str]:
+    """Files below a folder that are opened during a call, by any thread."""
+    seen: list[str] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple) -> None:
+        if watching and event == "open" and str(arguments[0]).startswith(str(path)):
+            seen.append(str(arguments[0]))
+
+    sys.addaudithook(watch)  # stays until the process ends
+    action()
+    watching = False
+    return seen
+
+
+@pytest.mark.parametrize("storage", ["float16", "fp8", "int8"])
+def test_opening_a_part_takes_the_same_few_files_for_any_number_of_rows(
+    tmp_path, monkeypatch, storage
+):
+    monkeypatch.setattr(store, "SHARD_ROWS", 16)
+    rng, counts = np.random.default_rng(0), []
+    for rows in (16, 640):  # of one shard, and of forty
+        folder = tmp_path / str(rows)
+        vectors = rng.standard_normal((rows, len(FACETS), DIM)).astype(np.float32)
+        path = write(folder / "0.zarr", vectors, storage=storage)
+        shards = [*path.glob("scenes/embeddings/c/*/0/0")]
+        assert len(shards) == rows // 16
+        beside = [file for file in path.rglob("*") if file.is_file() and file not in shards]
+        read = lambda path=path: store.Embeddings.open([path], "scenes").rows(np.arange(3))  # noqa: E731
+        counts.append((len(beside), len(opened_files(path, read))))
+    assert counts[0] == counts[1]
+    assert counts[0][1] < 20
+
+
+def test_what_a_worker_is_sent_is_small_and_reads_the_same(parts, vectors):
+    for cache_bytes in (0, 1 << 30):
+        embeddings = store.Embeddings.open(parts, "scenes", cache_bytes=cache_bytes)
+        indices = np.random.default_rng(1).integers(len(vectors), size=64)
+        request = embeddings.request(indices, ["mood", "category"])
+        sent = pickle.dumps(request)
+        assert len(sent) < 4096
+        expected = embeddings.rows(indices, ["mood", "category"])
+        np.testing.assert_array_equal(request(), expected)
+        np.testing.assert_array_equal(pickle.loads(sent)(), expected)
+
+
+def test_what_an_older_version_began_is_begun_anew(tmp_path, vectors, monkeypatch):
+    path = tmp_path / "0.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "FORMAT", 2)
+        write(path, vectors)
+    store.create(path, ATTRIBUTES)
+    keys = [f"key-{i}" for i in range(len(vectors))]
+    writer = store.Writer(path, "scenes", keys=keys, facets=FACETS, dim=DIM)
+    assert len(writer.missing()) == 3
+
+
+def test_zarr_reads_the_checksums(parts, vectors):
+    sums = zarr.open_array(parts[0] / "scenes" / "checksums", mode="r")
+    assert sums.nchunks == 1
+    vector = vectors[600, 2].astype("<f2").tobytes()
+    assert sums[600, 2] == google_crc32c.value(vector)

@@ -17,6 +17,8 @@ from flame.training import loader as loading
 from flame.training.batches import WorkItem, read
 from flame.training.loader import loader
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}"}
 BATCH, SIZE, STEPS = 150, 4, 5  # three items a batch, the last one of 22 images
 
 
@@ -70,6 +72,32 @@ def test_workers_read_the_same_batches_in_small_items():
     assert all(len(set(part.tolist())) == 1 for part in readers.split(loading.ITEM))
 
 
+PROGRAM = """
+import polars
+from tests.training.test_loader import Numbers, heavy
+from flame.training.loader import loader
+
+with loader(Numbers(texts=heavy), first=4, workers=1) as batches:
+    print(*{int(text) for batch in batches for text in batch.texts.flatten()})
+"""
+
+
+def heavy(rows: slice) -> np.ndarray:
+    """Number of large modules that the reading process has imported, (n, 1, 1)."""
+    loaded = {"open_clip", "polars", "timm", "transformers", "zarr"} & {*sys.modules}
+    return np.full((rows.stop - rows.start, 1, 1), len(loaded), np.int32)
+
+
+def test_a_worker_of_a_training_does_not_import_its_program(tmp_path):
+    """Its imports take more memory than all that a worker needs."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, program], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "0\n", done.stderr
+
+
 def test_what_a_worker_cannot_read_is_told_in_one_line():
     schedule, told = Numbers(images=partial(_fail_at, 3)), r"^image 'k7' in shard-0\.tar: broken$"
     with loader(schedule, workers=2) as batches, pytest.raises(ImageError, match=told):
@@ -96,12 +124,12 @@ def _sleep(step, rows):
 
 
 FULL = """
-from tests.training.test_loader import Numbers, LARGE, large
+from tests.training.test_loader import Numbers, large
 from flame.training.loader import loader
-if __name__ == "__main__":
-    with loader(Numbers(images=large, texts=large), workers=2) as batches:
-        for batch in batches:
-            pass
+
+with loader(Numbers(images=large, texts=large), workers=2) as batches:
+    for batch in batches:
+        pass
 """
 LARGE = 10 << 20
 
@@ -119,10 +147,9 @@ def test_full_shared_memory_is_named_at_once(tmp_path):
     allowed = subprocess.run([*command, small + "true"], capture_output=True)
     if allowed.returncode:
         pytest.skip(f"no small /dev/shm here: {allowed.stderr.decode()}")
-    root = Path(__file__).parents[2]
     done = subprocess.run(
         [*command, f"{small}{sys.executable} {program}"],
-        env=os.environ | {"PYTHONPATH": f"{root}/src:{root}"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -218,7 +218,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def _attributes(path: Path) -> dict[str, Any]:
     with naming(path):
-        return zarr.open_group(path, mode="r").attrs.asdict()
+        return zarr.open_group(path, mode="r", zarr_format=3).attrs.asdict()
 
 
 def _digest(described: Mapping[str, Any]) -> str:
@@ -344,11 +344,11 @@ def _open(path: Path, dataset: str) -> _Opened:
         raise ValueError(f"{path} has no data set {known(dataset, known_datasets)}")
     folder = path / dataset
     with naming(path):
-        array = zarr.open_array(folder / "embeddings", mode="r")
+        array = zarr.open_array(folder / "embeddings", mode="r", zarr_format=3)
         keys = _read_keys(folder)
         storage = of_dtype(array.dtype)
         for name in (CHECKSUMS, SCALES) if storage and storage.scales else (CHECKSUMS,):
-            zarr.open_array(folder / name, mode="r")
+            zarr.open_array(folder / name, mode="r", zarr_format=3)
     if len(keys) != array.shape[0]:
         raise ValueError(f"{path}/{dataset}: {len(keys)} keys for {array.shape[0]} rows")
     is_whole = array.chunks[1:] == array.shape[1:] and not array.compressors
@@ -373,7 +373,7 @@ def _open(path: Path, dataset: str) -> _Opened:
 
 def _read_keys(folder: Path) -> pl.Series:
     found = sha256(folder / KEYS)
-    wanted = zarr.open_group(folder, mode="r").attrs[KEYS]
+    wanted = zarr.open_group(folder, mode="r", zarr_format=3).attrs[KEYS]
     if found != wanted:
         raise ValueError(f"{KEYS} has sha256 {found}, not {wanted} as written")
     return pl.read_parquet(folder / KEYS)["key"]

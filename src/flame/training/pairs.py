@@ -118,18 +118,29 @@ class Pairs:
 
     def _join(self) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Image row of each pair; kind -> rows of its captions, as by `_ragged`."""
-        joined = pl.DataFrame({"key": self._images.keys}).with_row_index("image")
-        for kind, store in self._stores.items():
-            rows = pl.DataFrame({"key": store.keys}).with_row_index("row")
-            orphans = rows.join(joined, on="key", how="anti")["key"]
-            self._count(f"{kind} captions without image", orphans, len(rows))
-            grouped = rows.group_by("key", maintain_order=True).agg(pl.col("row").alias(kind))
-            joined = joined.join(grouped, on="key", how="left", maintain_order="left")
-        for kind in self._stores:
-            bare = joined.filter(pl.col(kind).is_null())["key"]
-            self._count(f"images without {kind} caption", bare, len(joined))
-        joined = joined.drop_nulls()
-        return joined["image"].to_numpy(), {kind: _ragged(joined[kind]) for kind in self._stores}
+        images = pl.Series(self._images.keys, dtype=pl.String)
+        owners = {kind: self._owners(kind, images) for kind in self._stores}
+        used = np.ones(len(images), bool)
+        for kind, (_, owner) in owners.items():
+            has = np.zeros(len(images), bool)
+            has[owner] = True
+            self._count(f"images without {kind} caption", images.filter(~has), len(images))
+            used &= has
+        captions = {kind: _ragged(rows, owner, used) for kind, (rows, owner) in owners.items()}
+        return np.flatnonzero(used).astype(np.uint32), captions
+
+    def _owners(self, kind: str, images: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+        """Captions of a kind that have an image, and the image of each, by row numbers."""
+        keys = pl.Series(self._stores[kind].keys, dtype=pl.String)
+        numbered = pl.DataFrame({"key": images}).with_row_index("image")
+        owner = numbered["image"]
+        if not keys.equals(images):  # else the join would take minutes at millions of rows
+            table = pl.DataFrame({"key": keys})
+            owner = table.join(numbered, on="key", how="left", maintain_order="left")["image"]
+        orphans = keys.filter(owner.is_null())
+        self._count(f"{kind} captions without image", orphans, len(keys))
+        rows = np.flatnonzero(owner.is_not_null().to_numpy()).astype(np.uint32)
+        return rows, owner.drop_nulls().to_numpy()
 
     def _count(self, reason: str, keys: pl.Series, total: int) -> None:
         self.skipped[reason] = len(keys)
@@ -222,7 +233,15 @@ def _epoch(seed: int, epoch: int, pairs: int, kinds: int) -> tuple[np.ndarray, n
     return order.numpy(), draws.numpy()
 
 
-def _ragged(lists: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Lists as their concatenated values, and the offsets of N lists, (N + 1,)."""
-    ends = lists.list.len().to_numpy().cumsum(dtype=np.int64)
-    return lists.explode().to_numpy(), np.concatenate([[0], ends])
+def _ragged(rows: np.ndarray, owner: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Caption rows of each image in use, one image after the other, and N + 1 offsets in them.
+
+    Args:
+        rows: ascending numbers of captions.
+        owner: image of each.
+        used: whether an image is in use.
+    """
+    order = np.argsort(owner, kind="stable")
+    order = order[used[owner[order]]]
+    counts = np.bincount(owner, minlength=len(used))[used]
+    return rows[order], np.concatenate([[0], counts.cumsum()])
