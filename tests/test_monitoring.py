@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from flame.data.images import ImageReader
 from flame.evaluate import evaluate
@@ -21,8 +22,9 @@ from flame.towers.base import Tower
 from flame.towers.load import load, save
 from flame.train import train
 from flame.training import monitor, profiling
-from flame.training.monitor import Monitoring
+from flame.training.monitor import NOTHING, Monitoring
 from flame.training.processes import Place
+from flame.training.speed import Speed
 from tests import dots
 from tests.dots import IMAGES, clip_settings, log_lines, settings, weights
 
@@ -110,6 +112,22 @@ def test_a_validation_says_what_evaluate_says_and_changes_no_bit(
         for name, metrics in logged[epoch].items():
             assert metrics == pytest.approx(expected[name], abs=1e-3)
     assert logged[0] != logged[4]
+
+
+def test_a_validation_compiles_nothing(inputs, tmp_path):
+    graphs = {}
+    for name, given in (
+        ("first", NOTHING),  # which also tries the compiler
+        ("plain", NOTHING),
+        ("validated", monitoring("flame", inputs)),
+    ):
+        torch._dynamo.reset()
+        counters.clear()
+        speed = Speed(compile="aot_eager")
+        train(out=tmp_path / name, **asked("flame", inputs), speed=speed, monitoring=given)
+        graphs[name] = counters["stats"]["unique_graphs"]
+    assert graphs["validated"] == graphs["plain"] == 1
+    assert weights(tmp_path / "validated") == weights(tmp_path / "plain")
 
 
 def test_validations_come_every_so_many_epochs_and_at_both_ends(inputs, tmp_path):

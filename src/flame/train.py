@@ -262,6 +262,7 @@ def _monitor(asked: Monitoring, training: Trainer, about: Mapping[str, Any]) -> 
             asked.validation_stores,
             place=training.place,
             bfloat16=training.bfloat16,
+            compiled=training.speed.compile != "none",
             trained=about.get("texts"),
         )
     return Monitor(

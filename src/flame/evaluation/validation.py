@@ -11,7 +11,7 @@ Shapes: I images of a data set, n of this process, S pixels, d width of the feat
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Validation:
         *,
         place: Place,
         bfloat16: bool,
+        compiled: bool = False,
         trained: Mapping[str, Any] | None,
     ) -> None:
         """Decode the images of this process.
@@ -58,12 +59,15 @@ class Validation:
             stores: embedding stores of their texts; none for a tower that encodes texts itself.
             place: of this process.
             bfloat16: whether the tower's forward passes are in bfloat16, as in training.
+            compiled: whether the backbone is compiled. A validation runs it as it is: compiling it
+                once more, for other batches and without gradients, would take minutes.
             trained: how the training texts were embedded; see `Features`.
 
         Raises:
             ValueError: a data set or a store is missing.
         """
         self._tower, self._questions, self._place = tower, settings.questions, place
+        self._compiled = compiled
         self._precision: Precision = "bfloat16" if bfloat16 else "float32"
         self._features = Features(
             tower,
@@ -84,7 +88,7 @@ class Validation:
 
     def __call__(self) -> dict[str, dict[str, float]]:
         """Benchmark -> metric -> percent in the first process, nothing in the others."""
-        with evaluating(self._tower):
+        with evaluating(self._tower), _eager(self._compiled):
             return {question.benchmark: self._answer(question) for question in self._questions}
 
     def _answer(self, question: Question) -> dict[str, float]:
@@ -131,6 +135,11 @@ class _Pixels:
         load = partial(reader.load, size=tower.image_size, resize=tower.resize)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PIL decodes without the GIL
             self.own: Tensor = torch.cat(list(pool.map(load, blocks)))
+
+
+def _eager(compiled: bool) -> AbstractContextManager[object]:
+    """Compiled modules run as they were before, in this block."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
