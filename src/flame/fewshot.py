@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,8 +57,7 @@ def fewshot(
     if shape := shape_of(llm):
         needed = gpu_memory.total(gpu_memory.vocabulary(shape))
         require_memory(device_of(), needed, f"few-shot classification by {llm.name}")
-    reader = ImageReader(dataset)
-    chosen = settings.fewshot
+    reader, chosen = ImageReader(dataset), settings.fewshot
     episodes = {
         trial: draw(reader.labels, trial, chosen.episodes, settings.seed) for trial in chosen.trials
     }
@@ -70,12 +71,15 @@ def fewshot(
     with progress.bar(total, "answers", f"fewshot {settings.run}") as bar:
         answer = classify(speaker, reader, texts, episodes, bar.update)
     record = records.fewshot_record(settings, answer)
-    for name, metric in record["metrics"].items():
-        log.info("%s: %s %.1f %%", settings.benchmark, name, metric["value"])
+    _log(record)
     records.write_json(words, word_grids(speaker, reader, shown, grids))
-    frame = records.query_frame(settings.benchmark, answer)
-    seconds = time.monotonic() - started
-    records.write(out, hits, settings, [record], [frame], seconds=seconds, packages=PACKAGES)
+    frames, seconds = [records.query_frame(settings.benchmark, answer)], time.monotonic() - started
+    records.write(out, hits, settings, [record], frames, seconds=seconds, packages=PACKAGES)
+
+
+def _log(record: Mapping[str, Any]) -> None:
+    for name, metric in record["metrics"].items():
+        log.info("%s: %s %.1f %%", record["benchmark"], name, metric["value"])
 
 
 if __name__ == "__main__":
