@@ -82,12 +82,14 @@ def test_settings_that_mean_nothing_are_refused():
 
 
 def test_products_in_tf32_end_with_their_block():
-    before = torch.get_float32_matmul_precision()
-    with fast_products(True):
-        assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == before
-    with fast_products(False):
-        assert torch.get_float32_matmul_precision() == before
+    def flags():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    for enabled, expected in ((True, ("high", True)), (False, ("highest", False))):
+        with fast_products(enabled):
+            assert flags() == expected
+        assert flags() == before
 
 
 def test_the_error_of_tf32_is_far_below_that_of_features_in_bfloat16():

@@ -86,16 +86,18 @@ def check_compiler(backend: str, device: torch.device) -> None:
 
 @contextmanager
 def fast_products(enabled: bool) -> Iterator[None]:
-    """Matrix products of float32 in TF32 in this block, on GPUs that have it.
+    """Matrix products and convolutions of float32 in TF32 in this block, on GPUs that have it.
 
-    In a tower that computes in bfloat16, this means those of the loss. TF32 keeps 10 bits of a
-    factor behind the point where bfloat16 keeps 7, and sums in float32: its error is below that of
-    the features.
+    In a tower that computes in bfloat16, these are the products of the loss. TF32 keeps 10 bits of
+    a factor behind the point where bfloat16 keeps 7, and sums in float32: its error is below that
+    of the features. Where a recipe says float32, nothing is in TF32: not even convolutions, which
+    torch allows by default.
     """
-    before = torch.get_float32_matmul_precision()
-    if enabled:
-        torch.set_float32_matmul_precision("high")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

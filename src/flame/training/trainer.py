@@ -115,12 +115,7 @@ class Trainer:
             self.tower.compile_visual(self.speed.compile)
         if not dist.is_initialized():
             return self.tower
-        return DistributedDataParallel(
-            self.tower,
-            # All other buffers are constants.
-            broadcast_buffers=bool(processes.batch_norms(self.tower)),
-            gradient_as_bucket_view=True,
-        )
+        return DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
 
     def run(self, loader: Iterable[Batch], monitor: Monitor | None = None) -> None:
         """Run the remaining steps.
