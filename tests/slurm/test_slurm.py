@@ -78,11 +78,13 @@ class Cluster:
 
 
 class Run:
-    """A run of Snakemake with the cluster profile."""
+    """A run of Snakemake with a cluster profile."""
 
-    def __init__(self, cluster: Cluster, folder: Path, study: Path, *flags: str) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, study: Path, *flags: str, profile: str = "slurm"
+    ) -> None:
         self.cluster, self._log = cluster, folder / "said.txt"
-        command = [sys.executable, "-m", "snakemake", "--workflow-profile", "slurm"]
+        command = [sys.executable, "-m", "snakemake", "--workflow-profile", profile]
         command += ["--directory", str(folder), "--configfile", str(study)]
         # Without accounting; jobs take seconds, so their state is queried every few seconds.
         command += ["--slurm-status-command", "squeue"]
@@ -122,8 +124,10 @@ class Run:
 
 
 @contextmanager
-def running(cluster: Cluster, folder: Path, study: Path, *flags: str) -> Iterator[Run]:
-    run = Run(cluster, folder, study, *flags)
+def running(
+    cluster: Cluster, folder: Path, study: Path, *flags: str, profile: str = "slurm"
+) -> Iterator[Run]:
+    run = Run(cluster, folder, study, *flags, profile=profile)
     try:
         yield run
     finally:
@@ -349,3 +353,25 @@ def test_two_nodes_train_one_tower(cluster, larger, undisturbed, tmp_path):
     assert len(losses) == len(alone) == 68
     # BatchNorm and Adam amplify rounding; tests/training/test_processes.py compares to 1e-5.
     assert losses == pytest.approx(alone, rel=0.03)
+
+
+def test_a_profile_for_gpus_submits_to_its_partitions(cluster, study, tmp_path):
+    """As users do: a copy with other definitions, here for the pretended nodes."""
+    text = (ROOT / "workflow/profiles/one-node/config.yaml").read_text()
+    for name, value in {"CPU": '"main"', "CORES": "2"}.items():
+        text, changes = re.subn(rf"- {name} = \S+", f"- {name} = {value}", text)
+        assert changes == 1
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text(text)
+    with running(cluster, tmp_path, study, "--", LONG, profile=str(mine)) as run:
+        assert run.end() == 0, run.said
+        jobs = {rule_of(job): job.id for job in run.jobs()}
+        asked = {rule: cluster.ask("scontrol", "show", "job", i) for rule, i in jobs.items()}
+    assert set(jobs) == {"download_dataset", "download_llm", "embed_training"}
+    for rule, words in asked.items():
+        on_gpu = rule == "embed_training"
+        assert f"Partition={'gpu' if on_gpu else 'main'}" in words
+        assert "Account=lab" in words
+        assert bool(re.search(r"TresPerJob=\S*gpu:1", words)) == on_gpu
+    assert re.search(r"CPUs/Task=2\b", asked["embed_training"])
