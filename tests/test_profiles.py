@@ -38,7 +38,7 @@ def profile(name: str) -> dict[str, Any]:
 
 
 def plan(folder: Path, study: Path, *flags: str) -> tuple[Asked, dict[str, str]]:
-    """A dry run: rule -> resources and threads of its first job; rule -> its command."""
+    """A dry run: rule -> resources and threads of its first job, most memory; its command."""
     done = snakemake(folder, study, "-n", "-p", *flags)
     assert done.returncode == 0, done.stdout
     asked: Asked = {}
@@ -48,7 +48,9 @@ def plan(folder: Path, study: Path, *flags: str) -> tuple[Asked, dict[str, str]]
             resources = re.search(r"^ +resources: (.*)$", block, re.M)[1]
             threads = re.search(r"^ +threads: (\d+)$", block, re.M)
             one = dict(part.split("=", 1) for part in resources.split(", "))
-            asked.setdefault(head[1], one | {"threads": threads[1] if threads else "1"})
+            first = asked.setdefault(head[1], one | {"threads": threads[1] if threads else "1"})
+            if "<TBD>" not in one.get("mem_mb", "<TBD>"):  # those of `all` and `prompt`
+                first["mem_mb"] = max(first["mem_mb"], one["mem_mb"], key=int)
             if command := re.search(r"^ *Shell command: (.*)$", block, re.M):
                 commands.setdefault(head[1], command[1])
     return asked, commands

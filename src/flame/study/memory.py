@@ -74,7 +74,7 @@ class Machine:
 
     Args:
         gpus: of a node, with a process each; 0: one process on a CPU.
-        workers: of each process, that decode images ahead.
+        workers: of each process, that decode images ahead; threads of a captioner.
         cache_mb: for the images, and for the texts of a kind, of each process, in MiB.
         batch_size: images in a forward pass of an evaluation.
         token_budget: tokens in a batch of the LLM; auto: as many as are good for the device.
@@ -159,7 +159,7 @@ def caption(study: Study, machine: Machine, captioner: str, dataset: str, part: 
     if isinstance(who, PublishedCaptions):
         return {"program": PLAIN + BUFFERS, "keys": 2 * KNOWN_KEY * images}
     own = images / study.caption_parts(captioner, dataset) * (TEXT_ROW + 2 * characters("raw"))
-    waiting = CAPTION_IMAGES * DECODED
+    waiting = (CAPTION_IMAGES + machine.workers) * DECODED
     found = {"index": INDEX_ROW * images, "captions": own, "images": waiting}
     if isinstance(who, ServerCaptioner):  # each request holds a PNG in base64, too
         return {"program": PLAIN, **found, "requests": 3 * who.concurrency * DECODED}
@@ -363,7 +363,8 @@ def overhead(study: Study, machine: Machine) -> Bytes:
     images = study.datasets[dataset].images
     kinds = _text_kinds(study, run)
     words = sum(images * (TEXT_ROW + 2 * characters(kind)) for kind in ("long", *kinds))
-    trained = {name: train(study, Machine(machine.gpus and 1), name) for name in (run, baseline)}
+    one = Machine(machine.gpus and 1, machine.workers)
+    trained = {name: train(study, one, name) for name in (run, baseline)}
     held = sum(sum(each.values()) - each["program"] for each in trained.values())
     return {
         "program": machine.torch,
