@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     small_batch: int = 64
     text: tuple[int, int, int] = (512, 12, 8)  # width, layers, heads of CLIP's text tower
     steps: int = 8
-    images: int = 8192
+    images: int = 4096
     photo: tuple[int, int] = (512, 683)
     workers: tuple[int, ...] = (1, 4, 8, 16)
     vision: str = "vit_so400m_patch14_siglip_gap_448"

@@ -19,7 +19,7 @@ def captions(bench: Bench) -> None:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         prompt, caption = tokens_per_second(bench)
-    bench.add("prompts", prompt, "tokens/s", sequences=bench.sizes.sequences)
+    bench.add("prompts", prompt, "tokens/s", sequences=max(1, bench.sizes.sequences // 8))
     bench.add("captions", caption, "tokens/s", sequences=bench.sizes.sequences)
 
 

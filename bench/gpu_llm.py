@@ -87,7 +87,7 @@ def exact(bench: Bench) -> None:
 
     from flame.embedding.llm import FrozenLLM
 
-    prefixes, suffixes = prompts(bench.sizes, min(64, bench.sizes.captions))
+    prefixes, suffixes = prompts(bench.sizes, min(24, bench.sizes.captions))
 
     def model(dtype: torch.dtype) -> Any:
         torch.manual_seed(0)

@@ -107,14 +107,16 @@ def trainer_of(
     return Trainer(tower, batches, settings, folder, place, Speed(**speed))
 
 
-def images_per_second(bench: Bench, settings: Any, *, steps: int, **options: Any) -> dict[str, Any]:
+def images_per_second(
+    bench: Bench, settings: Any, *, steps: int, warm_up: int = 3, **options: Any
+) -> dict[str, Any]:
     """Speed and memory of a run's steps, as `Trainer.run` takes them."""
     from flame.report.costs import tower_cost
 
     with tempfile.TemporaryDirectory() as folder:
         bench.peak_gb()
         trainer = trainer_of(bench, settings, Path(folder), **options)
-        for _ in range(3):  # the first steps choose kernels, and compile
+        for _ in range(warm_up):  # the first steps choose kernels, and compile
             trainer.advance(trainer.batches[trainer.step])
         bench.sync()
         start = time.perf_counter()
@@ -206,7 +208,7 @@ def memory(bench: Bench) -> None:
             continue
         settings = settings_of(sizes, "flame", backbone, sizes.whole_batch, "auto")
         options = {"micro_batch": "auto" if bench.device.type == "cuda" else 8} | options
-        bench.add(name, **images_per_second(bench, settings, steps=2, **options))
+        bench.add(name, **images_per_second(bench, settings, steps=2, warm_up=1, **options))
 
 
 def equality(bench: Bench) -> None:

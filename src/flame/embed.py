@@ -28,7 +28,7 @@ from flame.embedding.llm import FrozenLLM
 from flame.embedding.speed import LLMSpeed
 from flame.runtime import command, progress
 from flame.runtime.checksums import digest, sha256
-from flame.runtime.device import device_of, require_memory
+from flame.runtime.device import compiler_fault, device_of, require_memory
 from flame.runtime.errors import known
 from flame.runtime.resumable import resumable
 from flame.study import gpu_memory
@@ -36,6 +36,8 @@ from flame.study.settings import EmbedSettings
 from flame.study.shapes import shape_of
 
 log = logging.getLogger(__name__)
+
+WORTH_COMPILING = 20_000  # captions; fewer take about as long to embed as the layers to compile
 
 
 def embed(
@@ -57,16 +59,20 @@ def embed(
         settings: the prompt, how the LLM reads, and the rows of this part.
         token_budget: tokens per batch, including padding; by default what suits the device. Affects
             speed, and results only by rounding.
-        compile: whether the layers of the LLM are compiled, likewise.
+        compile: whether the layers of the LLM are compiled, likewise; by default on a GPU, if there
+            are many captions and torch.compile works.
         threads: CPU threads; all by default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    speed = _speed(token_budget, compile)
+    speed = LLMSpeed.of(device_of())
+    if token_budget != "auto":
+        speed = replace(speed, token_budget=token_budget)
     if shape := shape_of(llm):
         needed = gpu_memory.total(gpu_memory.embedding(shape, speed.token_budget))
         require_memory(device_of(), needed, f"embedding by {llm.name}")
     captions = _captions(datasets, settings)
+    speed = replace(speed, compile=_compiled(compile, sum(map(len, captions.values()))))
     encoder = FrozenLLM(llm, settings, speed=speed)
     origin = settings.model_dump(mode="json") | {
         "checkpoint": sha256(llm / "flame.json"),
@@ -78,14 +84,15 @@ def embed(
         _write(folder, origin, captions, encoder, settings)
 
 
-def _speed(token_budget: int | Literal["auto"], compile: Literal["auto", "yes", "no"]) -> LLMSpeed:
-    """Speed settings of the device, but for those that were chosen."""
-    speed = LLMSpeed.of(device_of())
-    if token_budget != "auto":
-        speed = replace(speed, token_budget=token_budget)
-    if compile != "auto":
-        speed = replace(speed, compile=compile == "yes")
-    return speed
+def _compiled(compile: Literal["auto", "yes", "no"], captions: int) -> bool:
+    """Whether to compile: a tenth faster on a GPU, after half a minute (bench/README.md)."""
+    device = device_of()
+    if compile != "auto" or device.type != "cuda" or captions < WORTH_COMPILING:
+        return compile == "yes"
+    fault = compiler_fault("inductor", device)
+    if fault:
+        log.warning("the LLM is not compiled: %s", fault)
+    return fault is None
 
 
 def _captions(datasets: list[Path], settings: EmbedSettings) -> dict[str, pl.DataFrame]:

@@ -1,5 +1,7 @@
 """Where to compute, and in which precision."""
 
+from functools import cache
+
 import torch
 
 
@@ -43,3 +45,21 @@ def require_memory(device: torch.device, needed: float, what: str) -> None:
             f"{what} needs {needed / 1e9:.1f} GB of GPU memory, of which {free / 1e9:.1f} of "
             f"{whole / 1e9:.1f} GB are free"
         )
+
+
+@cache
+def compiler_fault(backend: str, device: torch.device) -> str | None:
+    """What keeps torch.compile from working, such as a missing C++ compiler; None if nothing does.
+
+    It compiles something small, because torch.compile itself finds out with the first batch.
+
+    Args:
+        backend: of torch.compile.
+        device: where to compute.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
+    except (RuntimeError, ImportError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
 
+from flame.runtime.device import compiler_fault
 from flame.towers.base import Tower
 from flame.training.processes import batch_norms
 
@@ -61,9 +61,8 @@ def check(speed: Speed, tower: Tower, images: int) -> None:
         )
 
 
-@cache
 def check_compiler(backend: str, device: torch.device) -> None:
-    """Compile something small, because torch.compile finds out with the first batch.
+    """Refuse a backend of torch.compile that does not work here.
 
     Args:
         backend: of torch.compile, or none.
@@ -72,16 +71,9 @@ def check_compiler(backend: str, device: torch.device) -> None:
     Raises:
         ValueError: there is no such backend, or it misses something, such as a C++ compiler.
     """
-    if backend == "none":
-        return
-    try:
-        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
-    except (RuntimeError, ImportError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            f"compile {backend}: {lines[0] if lines else type(error).__name__}; "
-            "compile none trains without torch.compile"
-        ) from error
+    fault = None if backend == "none" else compiler_fault(backend, device)
+    if fault:
+        raise ValueError(f"compile {backend}: {fault}; compile none trains without torch.compile")
 
 
 @contextmanager
