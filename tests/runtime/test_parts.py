@@ -98,8 +98,13 @@ def test_parts_of_captions_to_embed_are_all_captions(tmp_path, captions):
 class Painter:
     """Stands for a multimodal LLM: says what colour an image has."""
 
-    def describe(self, requests):
+    batch, calls = 1, 1
+
+    async def describe(self, requests):
         return [Reply(f"All of it is {r.image.getpixel((0, 0))}.", "stop") for r in requests]
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def pictures(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(png, "PNG")
         writer.add(Sample(key=f"p{i}", image=png.getvalue(), captions={"raw": [f"raw {i}"]}))
     (tmp_path / "pictures" / "manifest.json").write_text(json.dumps(writer.close()))
-    monkeypatch.setattr(caption.engines, "create", lambda captioner: Painter())
+    monkeypatch.setattr(caption.engines, "create", lambda captioner, seed: Painter())
     return tmp_path / "pictures"
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -155,7 +155,7 @@ class Workers:
         )
         others = set(active_children())
         with _starting():
-            self._items: Iterator[Read] = iter(self._source)
+            self._items: Any = iter(self._source)
         self._processes = set(active_children()) - others
 
     def restart(self) -> None:
@@ -184,7 +184,10 @@ class Workers:
 
     def close(self) -> None:
         """End the processes."""
-        del self._items, self._source  # torch asks them to end
+        # Deleting the iterator would do, unless the traceback of an error still refers to it. Torch
+        # then takes a process that is killed below for a failure, of whatever runs next.
+        self._items._shutdown_workers()
+        del self._items, self._source
         for process in self._processes:  # those that hang, as in a read from a dead network disk
             with suppress(ValueError):  # already ended
                 process.kill()
