@@ -170,7 +170,7 @@ def test_shards_that_are_batched_together_leave_no_trace_of_an_interruption(
 ):
     """As on a GPU, in groups of two shards: rows 0 to 1023, 1024 to 2047, 2048 to 2599."""
     speed = LLMSpeed(shards=2)
-    monkeypatch.setattr(stage, "_speed", lambda *_: speed)
+    monkeypatch.setattr(LLMSpeed, "of", lambda device: speed)
     run(inputs, tmp_path / "whole.zarr")
     for dataset in ("scenes", "few"):
         own, other = (
@@ -288,3 +288,22 @@ def test_cleaning_changes_what_the_llm_reads(inputs, tmp_path):
     alone = llm.embed(["a."], SETTINGS.prefix, list(SETTINGS.facets.values()))
     found = Embeddings.open([tmp_path / "0.zarr"], "few").rows(np.array([1]))
     np.testing.assert_allclose(found, alone, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "captions", "fault", "compiled"),
+    [
+        ("auto", "cpu", 10**6, None, False),
+        ("auto", "cuda", 10, None, False),
+        ("auto", "cuda", 10**6, None, True),
+        ("auto", "cuda", 10**6, "no C++ compiler", False),
+        ("no", "cuda", 10**6, None, False),
+        ("yes", "cpu", 10, None, True),
+    ],
+)
+def test_many_captions_are_embedded_by_compiled_layers_on_a_gpu(
+    monkeypatch, asked, device, captions, fault, compiled
+):
+    monkeypatch.setattr(stage, "device_of", lambda: torch.device(device))
+    monkeypatch.setattr(stage, "compiler_fault", lambda *_: fault)
+    assert stage._compiled(asked, captions) == compiled
