@@ -153,7 +153,8 @@ def tokens_per_second(
 ) -> dict[str, Any]:
     """Speed of embedding at one token budget."""
     from flame.embedding.llm import plan
-    from flame.report.costs import Shape, embedding_flop
+    from flame.report.costs import embedding_flop
+    from flame.study.shapes import Shape
 
     sizes, facets, tail = bench.sizes, len(suffixes), len(suffixes[0])
     shape = Shape(

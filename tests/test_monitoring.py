@@ -26,7 +26,7 @@ from flame.training.monitor import NOTHING, Monitoring
 from flame.training.processes import Place
 from flame.training.speed import Speed
 from tests import dots
-from tests.dots import IMAGES, clip_settings, log_lines, settings, weights
+from tests.dots import IMAGES, call_number, clip_settings, log_lines, settings, weights
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
 PER_EPOCH, EPOCHS = 3, 4  # steps of an epoch, epochs
@@ -156,16 +156,6 @@ def test_images_are_evenly_spread_and_decoded_once(inputs, tmp_path, monkeypatch
     assert hits % 20 == 0
 
 
-def _call_number(number, action):
-    original, calls = Tower.clamp_scale, []
-
-    def counting(*args):
-        calls.append(args)
-        return action() if len(calls) == number else original(*args)
-
-    return counting
-
-
 def _content(folder):
     """What is the same in every run: weights, and the log without times."""
     timed = {"seconds", "images_per_second", "data_wait"}
@@ -198,7 +188,7 @@ def test_an_interrupted_run_repeats_and_loses_no_validation(
 
     monkeypatch.setattr(validation.Validation, "__call__", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(Tower, "clamp_scale", _call_number(step, stop))
+        patch.setattr(Tower, "clamp_scale", call_number(step, stop))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(out=tmp_path / "run", **given)
     train(out=tmp_path / "run", **given)
@@ -214,7 +204,7 @@ def test_work_after_the_checkpoint_is_done_again(inputs, tmp_path, monkeypatch):
     train(out=tmp_path / "whole", **given)
     with monkeypatch.context() as patch:
         patch.setattr(
-            Tower, "clamp_scale", _call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            Tower, "clamp_scale", call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         )
         with pytest.raises(SystemExit):
             train(out=tmp_path / "run", **given)

@@ -12,9 +12,10 @@ from flame.report.rates import Assumptions
 from flame.runtime import command
 from flame.study import stages
 from flame.study.load import load_file
+from flame.study.shapes import SHAPES, Shape, shape_of
 from tests.report.test_paper import PAPER, ROOT
 
-NEMO = costs.SHAPES["mistralai/Mistral-Nemo-Instruct-2407"]
+NEMO = SHAPES["mistralai/Mistral-Nemo-Instruct-2407"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_mistral_nemo_has_its_parameters():
 
 
 def test_parameters_are_those_of_transformers():
-    shape = costs.Shape(3, 32, 4, 16, 2, 48, 100)
+    shape = Shape(3, 32, 4, 16, 2, 48, 100)
     config = MistralConfig(
         num_hidden_layers=3,
         hidden_size=32,
@@ -55,8 +56,8 @@ def test_the_shape_of_an_llm_is_read_from_its_folder(tmp_path):
         vocab_size=100,
     )
     config.save_pretrained(tmp_path)
-    assert costs.shape_of(tmp_path) == costs.Shape(3, 32, 4, 16, 2, 48, 100)
-    assert costs.shape_of(tmp_path / "other") is None
+    assert shape_of(tmp_path) == Shape(3, 32, 4, 16, 2, 48, 100)
+    assert shape_of(tmp_path / "other") is None
 
 
 @pytest.mark.parametrize(

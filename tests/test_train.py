@@ -40,6 +40,7 @@ from tests.dots import (
     FACETS,
     IMAGES,
     SIZE,
+    call_number,
     clip_settings,
     log_lines,
     long_settings,
@@ -105,7 +106,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path
 
     with monkeypatch.context() as patch:
         # After the update of step 7 and before its checkpoint.
-        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", call_number(8, killed))
         with pytest.raises(KeyboardInterrupt):
             train(**inputs, out=out, settings=often)
     train(**inputs, out=out, settings=often)
@@ -114,20 +115,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(inputs, finished, tmp_path
     assert losses == expected
 
 
-def _call_number(number, action):
-    original, calls = Tower.clamp_scale, []
-
-    def counting(*args):
-        calls.append(args)
-        return action() if len(calls) == number else original(*args)
-
-    return counting
-
-
 def test_sigterm_ends_a_run_between_two_steps(inputs, finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        terminate = _call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        terminate = call_number(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         patch.setattr(Tower, "clamp_scale", terminate)
         with pytest.raises(SystemExit, match="143"):
             train(**inputs, out=out, settings=settings())
@@ -236,7 +227,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_bytes(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", call_number(8, killed))
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             train(**given, out=tmp_path / "run", settings=often)
     content = tmp_path / "run.partial" / "content"
@@ -387,7 +378,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, given: dict, out: Path) -> Path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tower, "clamp_scale", _call_number(8, killed))
+        patch.setattr(Tower, "clamp_scale", call_number(8, killed))
         with pytest.raises(KeyboardInterrupt):
             train(**given, out=out, settings=OFTEN)
     return out.with_name(f"{out.name}.partial") / "content" / "checkpoint.safetensors"

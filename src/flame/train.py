@@ -75,7 +75,8 @@ def train(
         # A batch that does not fit the GPU is refused before hours of reading, not after.
         speed = memory.settle(speed, tower, settings, facets, place)
         texts = _texts(settings, words, stores, cache_mb << 20)
-        pairs = _pairs(images, texts, targets, settings, cache_mb << 20)
+        reader, cache_bytes = ImageReader(images), cache_mb << 20
+        pairs = Pairs.of_run(settings, reader, texts, targets, cache_bytes=cache_bytes)
         about = _about(settings, pairs, texts)
         with _output(out, fingerprint, place) as folder:
             _start(tower, settings, texts, base)
@@ -179,24 +180,6 @@ def _stores(texts: Mapping[str, Texts]) -> dict[str, Embeddings]:
 
 def _means(store: Embeddings) -> dict[str, torch.Tensor]:
     return dict(zip(store.facets, torch.from_numpy(store.mean()), strict=True))
-
-
-def _pairs(
-    images: Path,
-    texts: Mapping[str, Texts],
-    targets: Mapping[str, Sequence[str]],
-    settings: Training,
-    cache_bytes: int,
-) -> Pairs:
-    return Pairs(
-        ImageReader(images),
-        texts,
-        targets,
-        image_size=settings.backbone.image_size,
-        resize=settings.recipe.resize,
-        max_skipped=settings.max_skipped,
-        cache_bytes=cache_bytes,
-    )
 
 
 def _batches(pairs: Pairs, settings: Training, place: Place) -> Batches:

@@ -3,6 +3,7 @@
 Shapes: B images, S pixels.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,14 @@ class ImageReader:
     def labels(self) -> list[str | None]:
         """Class of every image, None where there is none."""
         return self._labels.to_list()
+
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of sizes and checksums of all images, in their order; None without checksums."""
+        if self._checksums is None:
+            return None
+        rows = np.stack([self._places[2], self._checksums], axis=1, dtype=np.int64)
+        return hashlib.sha256(rows.tobytes()).hexdigest()
 
     def read(self, i: int) -> np.ndarray:
         """Image i as RGB pixels, (H, W, 3) uint8 in 0..255."""

@@ -4,14 +4,12 @@ Data sets that differ in their texts only, such as ImageNet in five languages, h
 the checksums in their indices tell.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from flame.evaluation.decoding import Decoder
 from flame.evaluation.forward import Precision, image_features
 from flame.evaluation.tasks import Images
 from flame.runtime import progress
-from flame.runtime.checksums import verified
 from flame.runtime.errors import known
 from flame.study.settings import Question
 from flame.towers.base import Tower
@@ -67,7 +64,6 @@ class ImageFeatures:
         self._batch_size, self._device, self._precision = batch_size, device, precision
         self._title = title
         self._readers: dict[str, ImageReader] = {}
-        self._sets: dict[str, str] = {}
         self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._encoders: dict[str, Callable[[Tensor], Tensor]] = {
             PROJECTED: tower.encode_image,
@@ -126,18 +122,8 @@ class ImageFeatures:
         return self._readers[dataset]
 
     def _set(self, dataset: str) -> str:
-        if dataset not in self._sets:
-            self._sets[dataset] = image_set(self._folders[dataset])
-        return self._sets[dataset]
-
-
-def image_set(folder: Path) -> str:
-    """Digest of a data set's images in their order; the folder itself if it has no checksums."""
-    index = pl.read_parquet(verified(folder / "index.parquet"))
-    if "crc32c" not in index.columns:  # absent in data sets of older versions
-        return str(folder)
-    rows = index.select(pl.col("size", "crc32c").cast(pl.Int64)).to_numpy()
-    return hashlib.sha256(rows.tobytes()).hexdigest()
+        """What data sets of the same images have in common."""
+        return self._reader(dataset).digest or str(self._folders[dataset])
 
 
 def backbone_features(tower: Tower, images: Tensor) -> Tensor:

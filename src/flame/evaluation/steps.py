@@ -185,14 +185,7 @@ def _way(trainer: Trainer, batch: Callable[[int], Batch], steps: int) -> Way:
 
 def _schedule(run: Run, reader: ImageReader) -> Batches:
     settings, recipe = run.settings, run.settings.recipe
-    pairs = Pairs(
-        reader,
-        run.texts,
-        run.targets,
-        image_size=settings.backbone.image_size,
-        resize=settings.recipe.resize,
-        max_skipped=settings.max_skipped,
-    )
+    pairs = Pairs.of_run(settings, reader, run.texts, run.targets)
     return Batches(
         pairs,
         batch_size=recipe.batch_size,

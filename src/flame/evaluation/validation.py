@@ -23,7 +23,7 @@ from torch import distributed as dist
 from flame.data.images import ImageReader
 from flame.evaluation import tasks
 from flame.evaluation.features import Features
-from flame.evaluation.forward import Precision, unit_vectors
+from flame.evaluation.forward import Precision, image_features
 from flame.evaluation.tasks import Images
 from flame.runtime.errors import known
 from flame.study.settings import Question, ValidationSettings
@@ -105,12 +105,10 @@ class Validation:
     @torch.inference_mode()
     def _images(self, dataset: str) -> Images:
         pixels, device = self._sets[dataset], self._place.device
-        encode, parts = self._tower.encode_image, []
-        for batch in pixels.own.split(BATCH_SIZE):
-            inputs = batch.to(device).float() / 255
-            parts.append(unit_vectors(encode, inputs, device, self._precision))
+        batches, encode = pixels.own.split(BATCH_SIZE), self._tower.encode_image
+        (own,) = image_features([encode], batches, len(pixels.own), device, self._precision)
         # Image i of process r is image r + i P of the data set.
-        ranks = processes.gather(torch.cat(parts)).unflatten(0, (self._place.processes, -1))
+        ranks = processes.gather(own.to(device)).unflatten(0, (self._place.processes, -1))
         features = ranks.transpose(0, 1).flatten(0, 1)[: len(pixels.keys)].cpu()
         return Images(pixels.keys, pixels.labels, features)
 

@@ -10,19 +10,15 @@ and values of all sequences.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flame.report.costs import SHAPES, Shape
 from flame.report.rates import Assumptions, Rate, Rates
+from flame.study.shapes import SHAPES, Shape
 
 LLAMA = SHAPES["meta-llama/Llama-3.1-8B-Instruct"]  # that of Llama 3
 # An image of once to twice 448 x 448 pixels is two slices and a thumbnail. CC3M's shorter side
 # is at most 512: 768 x 512 is 1.96 times. YFCC15M's images are taken to be alike.
 SLICES = 3
-PATCHES, VISION_WIDTH, VISION_HIDDEN, VISION_LAYERS = (
-    1024,
-    1152,
-    4304,
-    27,
-)  # SigLIP-400M, 448 pixels
+PATCHES = 1024  # of a slice of 448 pixels
+VISION_WIDTH, VISION_HIDDEN, VISION_LAYERS = 1152, 4304, 27  # SigLIP-400M
 SLICE_TOKENS = 96  # arXiv 2408.01800
 PROMPT_TOKENS = 40  # chat template, marks around the slices, question
 QUESTION_TOKENS = 20  # behind the image, of a further caption

@@ -11,18 +11,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flame.study.settings import FlameTraining, LongClipTraining, Training
-from flame.study.shapes import SHAPES, Shape, shape_of
+from flame.study.shapes import Shape
 from flame.towers.load import create
-
-__all__ = ["SHAPES", "Shape", "shape_of"]
 
 # Tokens of a caption with its template, from the caption lengths that DreamLIP published.
 PREFIX_TOKENS = {"raw": 19, "short": 29, "long": 153}
 OTHER_PREFIX_TOKENS = 19  # class texts, pairs of captions
 SUFFIX_TOKENS = 16
-CHARACTERS = {"raw": 80, "short": 110, "long": 600}
 CLIP_TOKENS = 77
-STATE_BYTES = 16  # per trained parameter: float32 weight, gradient and two moments of AdamW
 ACTIVATION_BYTES = 34  # per token, layer and unit of width, bfloat16 (arXiv 2205.05198, Section 4)
 
 

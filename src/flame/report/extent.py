@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from flame.report import costs
 from flame.runtime.errors import known
 from flame.study import files
 from flame.study.jobs import JOBS, Planned, captioners_by_vllm, closure, training_bundles
-from flame.study.schema.llms import HubCheckpoint
 from flame.study.study import Study
 
 VARIANTS = ("embed_training", "caption_by_vllm")  # rules that inherit from `embed` and `caption`
@@ -123,14 +120,6 @@ class Extent:
                 rule = "caption_by_vllm"
             found[rule] += 1
         return {rule: found[rule] for rule in (*JOBS, *VARIANTS) if found[rule]}
-
-    def shape(self, llm: str) -> costs.Shape | None:
-        """Sizes of an LLM: from its files if they are here, else as published."""
-        checkpoint = self.study.llms[llm].checkpoint
-        there = costs.shape_of(Path("resources/llms") / llm)
-        if there is None and isinstance(checkpoint, HubCheckpoint):
-            return costs.SHAPES.get(checkpoint.id)
-        return there
 
     def rows(self, store: Store) -> int:
         """Captions in a store: a long one per image, and a short one of a training set."""

@@ -17,10 +17,11 @@ from flame.study.schema.data import PublishedCaptions
 from flame.study.schema.llms import HubCheckpoint
 from flame.study.schema.runs import FlameRun
 from flame.study.settings import Training
+from flame.study.shapes import published_shape
+from flame.study.sizes import CHARACTERS, IMAGE_BYTES
 from flame.study.study import Study
+from flame.training.memory import STATE_BYTES, USABLE
 
-BYTES_OF_IMAGE = 60_000  # if the download size is not published
-USABLE = 0.9  # of a GPU's memory
 START_SECONDS = 60  # of a job with a GPU: imports, weights, the first batch
 ON_A_GPU = ("embed", "embed_training", "caption", "caption_by_vllm", "train", "evaluate")
 
@@ -97,7 +98,7 @@ class Plan:
                 splits[split] = max(chosen.images, splits.get(split, 0))
             images = sum(splits.values())
             is_told = card.bytes is not None
-            size = card.bytes if card.bytes is not None else BYTES_OF_IMAGE * images
+            size = card.bytes if card.bytes is not None else IMAGE_BYTES * images
             # The download stays, and the images are written to our tar shards as well.
             self._add("data", 0, 2 * size)
             there = sum((Path("resources/datasets") / name).exists() for name in names)
@@ -117,7 +118,7 @@ class Plan:
     def _models(self) -> str:
         lines = []
         for name in self.extent.llms:
-            shape, checkpoint = self.extent.shape(name), self.study.llms[name].checkpoint
+            shape, checkpoint = published_shape(self.study, name), self.study.llms[name].checkpoint
             size = 2 * shape.parameters if shape else None
             self._add("models", 0, size or 0)
             is_hub = isinstance(checkpoint, HubCheckpoint)
@@ -159,7 +160,7 @@ class Plan:
             who = self.study.captioners[captioner]
             images = self.study.datasets[dataset].images
             kinds = list(who.files if isinstance(who, PublishedCaptions) else who.prompts)
-            disk = images * sum(costs.CHARACTERS.get(kind, 100) for kind in kinds)
+            disk = images * sum(CHARACTERS.get(kind, 100) for kind in kinds)
             hours, told = 0.0, "published"
             if not isinstance(who, PublishedCaptions):
                 rate = caption_costs.captions_per_second(kinds, self.rates)
@@ -185,7 +186,7 @@ class Plan:
         lines = []
         for store in self.extent.stores:
             shape, rows, facets = (
-                self.extent.shape(store.llm),
+                published_shape(self.study, store.llm),
                 self.extent.rows(store),
                 len(self.extent.facets(store)),
             )
@@ -220,7 +221,7 @@ class Plan:
             if not self.study.trained(name):
                 continue
             settings, run = stages.train(self.study, name), self.study.run(name)
-            shape = self.extent.shape(run.llm) if isinstance(run, FlameRun) else None
+            shape = published_shape(self.study, run.llm) if isinstance(run, FlameRun) else None
             images = self.study.datasets[settings.dataset].images * settings.recipe.epochs
             head = [name, settings.backbone.timm, f"{images / 1e6:,.1f} M"]
             if isinstance(run, FlameRun) and shape is None:
@@ -230,7 +231,7 @@ class Plan:
             passes = self._passes(cost, settings.recipe.batch_size)
             use = self.rates.of_backbone(settings.backbone.timm).value
             hours = self._hours(passes * cost.forward * images, use)
-            self._add("trainings", hours, 3 * costs.STATE_BYTES * cost.parameters)
+            self._add("trainings", hours, 3 * STATE_BYTES * cost.parameters)
             batch = settings.recipe.batch_size
             lines.append(
                 [
@@ -239,7 +240,7 @@ class Plan:
                     f"{passes * cost.forward / 1e9:,.0f}",
                     f"{images / hours / 3600:,.0f}",
                     _hours(hours),
-                    _bytes(costs.STATE_BYTES * cost.parameters),
+                    _bytes(STATE_BYTES * cost.parameters),
                     f"{_bytes(batch * cost.activations)} at {batch:,}",
                 ]
             )
@@ -251,7 +252,7 @@ class Plan:
         """Forward passes that a training costs per image, the backward pass counting as two."""
         assumed = self.rates.assumptions
         activations = cost.activations * batch / assumed.gpus
-        state = costs.STATE_BYTES * cost.parameters
+        state = STATE_BYTES * cost.parameters
         return 3 if activations + state <= USABLE * assumed.gpu_memory * 1e9 else 4
 
     def _evaluations(self) -> str:
@@ -292,7 +293,7 @@ class Plan:
             + ", ".join(f"{kind} {count}" for kind, count in costs.PREFIX_TOKENS.items())
             + f"; {costs.SUFFIX_TOKENS} per facet",
             f"{ROWS_OF_IMAGE} short captions per benchmark image, {CLASS_TEXTS:,} class texts each",
-            f"{BYTES_OF_IMAGE / 1e3:.0f} kB per image if the download size is not published",
+            f"{IMAGE_BYTES / 1e3:.0f} kB per image if the download size is not published",
             f"a job with a GPU takes {START_SECONDS} s to start",
         ]
         listed = "".join(f"- {line}\n" for line in lines)

@@ -20,7 +20,7 @@ from flame.training.loss import step_loss
 from flame.training.processes import Place, batch_norms, largest
 from flame.training.speed import Speed, check, check_compiler
 
-USABLE = 0.9  # of the free memory; the rest is for NCCL, and lost between tensors of unlike sizes
+USABLE = 0.9  # of free memory; the rest is for NCCL, and lost between tensors of unlike sizes
 PROBES = 8, 24  # images
 SMALLEST = 32  # images; smaller micro-batches leave a GPU idle, and checkpointing costs no more
 STATE_BYTES = 16  # of a trained parameter: weight, gradient and two moments of AdamW in float32
@@ -156,51 +156,46 @@ def measure(
     Raises:
         ValueError: not even the copy fits, or the loss of the whole batch.
     """
+    with _features_fit(images):
+        asked = settings.recipe.facets_per_step
+        columns = torch.arange(len(facets) if asked == "all" else asked, device=device)
+        probe = copy.deepcopy(tower).to(device).train()
+        probe.match(facets)
+        probe.to(device)
+        if checkpointed:
+            probe.checkpoint_activations()
+        size = probe.image_size
+        bfloat16 = dtype_of(settings.recipe.precision, device) == torch.bfloat16
+
+        def step(number: int) -> None:
+            pixels = torch.rand(number, 3, size, size, device=device)
+            texts = probe.example_texts(number, len(columns)).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                outputs = probe(pixels, texts, columns)
+            torch.stack([each.float().sum() for each in outputs[:2]]).sum().backward()
+
+        few, many = PROBES
+        step(few)  # libraries allocate their workspaces, and gradients appear
+        small, large = (_peak(partial(step, number), device) for number in PROBES)
+        image = (large - small) / (many - few)
+        loss = _peak(partial(_loss, probe, settings, facets, columns, images), device)
+        texts = probe.example_texts(1, len(columns))
+        batch = images * (3 * size**2 + texts.numel() * texts.element_size())
+        state = STATE_BYTES * sum(each.numel() for each in probe.parameters())
+        return Need(state + max(0.0, small - few * image) + loss + batch, image)
+
+
+@contextmanager
+def _features_fit(images: int) -> Iterator[None]:
+    """Say in one line that a measurement runs out of GPU memory; free what it held."""
     try:
-        return _measure(tower, settings, facets, device, images, checkpointed=checkpointed)
+        yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"the features of a batch of {images} images a process do not fit the GPU: {error}"
         ) from error
     finally:
         torch.cuda.empty_cache()
-
-
-def _measure(
-    tower: Tower,
-    settings: Training,
-    facets: Sequence[tuple[str, str]],
-    device: torch.device,
-    images: int,
-    *,
-    checkpointed: bool,
-) -> Need:
-    asked = settings.recipe.facets_per_step
-    columns = torch.arange(len(facets) if asked == "all" else asked, device=device)
-    probe = copy.deepcopy(tower).to(device).train()
-    probe.match(facets)
-    probe.to(device)
-    if checkpointed:
-        probe.checkpoint_activations()
-    size = probe.image_size
-    bfloat16 = dtype_of(settings.recipe.precision, device) == torch.bfloat16
-
-    def step(number: int) -> None:
-        pixels = torch.rand(number, 3, size, size, device=device)
-        texts = probe.example_texts(number, len(columns)).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            outputs = probe(pixels, texts, columns)
-        torch.stack([each.float().sum() for each in outputs[:2]]).sum().backward()
-
-    few, many = PROBES
-    step(few)  # libraries allocate their workspaces, and gradients appear
-    small, large = (_peak(partial(step, number), device) for number in PROBES)
-    image = (large - small) / (many - few)
-    loss = _peak(partial(_loss, probe, settings, facets, columns, images), device)
-    texts = probe.example_texts(1, len(columns))
-    batch = images * (3 * size**2 + texts.numel() * texts.element_size())
-    state = STATE_BYTES * sum(each.numel() for each in probe.parameters())
-    return Need(state + max(0.0, small - few * image) + loss + batch, image)
 
 
 def _loss(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flame.data.images import ImageReader
 from flame.runtime.requests import Request
+from flame.study.settings import Training
 from flame.training.batches import Batch, WorkItem, generator, read
 
 # Images decoded at a time when all images are cached.
@@ -87,6 +88,27 @@ class Pairs:
         self.used = len(self._rows)
         self.cached = self.used * 3 * image_size**2 <= cache_bytes
         self._pixels = self._decode_all() if self.cached else None
+
+    @classmethod
+    def of_run(
+        cls,
+        settings: Training,
+        images: ImageReader,
+        stores: Mapping[str, Texts],
+        targets: Mapping[str, Sequence[str]],
+        *,
+        cache_bytes: int = 0,
+    ) -> "Pairs":
+        """Pairs as the settings of a run want them; arguments as above."""
+        return cls(
+            images,
+            stores,
+            targets,
+            image_size=settings.backbone.image_size,
+            resize=settings.recipe.resize,
+            max_skipped=settings.max_skipped,
+            cache_bytes=cache_bytes,
+        )
 
     def item(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> WorkItem:
         """Some images of a batch and their texts, to be read.
