@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ["caption", "download", "embed", "evaluate", "export", "fewshot", "figure", "overhead"]
-PROGRAMS += ["table", "train"]
+PROGRAMS += ["knowledge", "table", "train"]
 # The stages of the workflow, and what they import while they run.
 STAGES = [f"flame.{program}" for program in PROGRAMS]
 STAGES += [

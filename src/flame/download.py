@@ -14,7 +14,7 @@ from types import ModuleType
 from PIL import Image, ImageOps
 from pydantic import BaseModel
 
-from flame.data import captions, hub
+from flame.data import attributes, captions, hub
 from flame.data.datasets import Sample, Skipped, module
 from flame.data.pixels import RANGELESS
 from flame.data.shards import EXTENSIONS, ShardWriter
@@ -82,7 +82,10 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         captions.add_checksums(folder / captions.FILE)
-        seal(folder, [captions.FILE, captions.CHECKSUMS, "index.parquet", "manifest.json"])
+        sealed = [captions.FILE, captions.CHECKSUMS, "index.parquet", "manifest.json"]
+        if (folder / attributes.FILE).exists():
+            sealed.append(attributes.FILE)
+        seal(folder, sealed)
 
 
 def _readable(found: Iterable[Sample | Skipped]) -> Iterator[tuple[Sample | Skipped, bool]]:

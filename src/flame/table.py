@@ -1,7 +1,8 @@
 """Tables of the paper, verdicts on its claims, and its appendix, filled with results of a study.
 
-Subcommands: `results` fills a table, `claims` judges the claims of the paper, `appendix` compares
-recipe and prompts with the paper's, `show` prints one of their CSV files.
+Subcommands: `results` fills a table, `claims` judges the claims of the paper, `knowledge` tells
+what each prompt knows, `appendix` compares recipe and prompts with the paper's, `show` prints one
+of their CSV files.
 """
 
 import sys
@@ -12,14 +13,19 @@ from typing import Annotated
 import polars as pl
 import tyro
 
-from flame.report import appendix, check_table, claims, results, results_table
+from flame.report import appendix, check_table, claims, knowledge, results, results_table
 from flame.report.plain import plain_table
 from flame.report.reported import read
 from flame.runtime import command
 from flame.runtime.checksums import read_json
 from flame.runtime.errors import known
 from flame.runtime.resumable import write_atomic
-from flame.study.settings import AppendixSettings, ClaimsSettings, TableSettings
+from flame.study.settings import (
+    AppendixSettings,
+    ClaimsSettings,
+    KnowledgeTableSettings,
+    TableSettings,
+)
 
 
 def fill_table(
@@ -79,6 +85,22 @@ def judge_claims(
     write_atomic(markdown, claims.as_markdown(verdicts, settings).encode())
 
 
+def tell_knowledge(
+    metrics: list[Path], csv: Path, markdown: Path, settings: KnowledgeTableSettings
+) -> None:
+    """Tell what each prompt knows.
+
+    Args:
+        metrics: JSON files of the knowledge stage, one per LLM.
+        csv: CSV to write, one line per LLM and prompt.
+        markdown: Markdown to write: a block per LLM.
+        settings: names and labels.
+    """
+    known = knowledge.read(metrics, settings.probed)
+    write_atomic(csv, knowledge.as_csv(known, settings.probed).encode())
+    write_atomic(markdown, knowledge.as_markdown(known, settings).encode())
+
+
 def compare_appendix(reported: Path, csv: Path, markdown: Path, settings: AppendixSettings) -> None:
     """Compare the recipe or the prompts of the study with the paper's appendix.
 
@@ -111,6 +133,7 @@ def show(csv: Annotated[Path, tyro.conf.Positional], columns: tuple[str, ...] = 
 COMMANDS: dict[str, Callable[..., None]] = {
     "results": fill_table,
     "claims": judge_claims,
+    "knowledge": tell_knowledge,
     "appendix": compare_appendix,
     "show": show,
 }

@@ -63,6 +63,32 @@ rule fewshot:
         " --workers {resources.workers} 2>&1 | tee {log}"
 
 
+rule knowledge:
+    """Embeddings of captions -> what each prompt of an LLM knows of the images."""
+    input:
+        unpack(inputs("knowledge")),
+    output:
+        metrics="results/knowledge/{llm}.json",
+        hits="results/knowledge/{llm}.parquet",
+    log:
+        "logs/knowledge/{llm}.log",
+    benchmark:
+        "logs/knowledge/{llm}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=memory("knowledge"),
+        runtime=growing(HOUR),
+    params:
+        program=program,
+        settings=param("knowledge", "settings"),
+    shell:
+        "{params.program} flame.knowledge --dataset {input.dataset} --stores {input.stores}"
+        " --out {output.metrics} --hits {output.hits} --settings {params.settings:q} 2>&1"
+        " | tee {log}"
+
+
 rule overhead:
     """Timings of embedding and training, interleaved with the alternatives (Figure 5)."""
     input:

@@ -52,6 +52,33 @@ rule claims:
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
 
+rule knowledge_table:
+    """What each prompt knows, of every LLM -> one table, as CSV and as Markdown."""
+    input:
+        unpack(inputs("knowledge_table")),
+    output:
+        csv=report(
+            "results/knowledge.csv",
+            caption="../report/knowledge.rst",
+            category="Tables",
+            labels={"table": "knowledge"},
+        ),
+        markdown="results/knowledge.md",
+    log:
+        "logs/knowledge/table.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory("knowledge_table"),
+        runtime=growing(10),
+    params:
+        program=program,
+        settings=param("knowledge_table", "settings"),
+    shell:
+        "{params.program} flame.table knowledge --metrics {input.metrics} --csv {output.csv}"
+        " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
+
+
 rule appendix:
     """The study itself -> Tables A1 and A2, Appendix B."""
     output:

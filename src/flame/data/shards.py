@@ -1,14 +1,15 @@
-"""Samples -> WebDataset tar shards with an index by byte offset and a table of captions."""
+"""Samples -> WebDataset tar shards with an index by byte offset, and tables of what is known."""
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import google_crc32c
 import polars as pl
 from PIL import Image
 
-from flame.data import captions
+from flame.data import attributes, captions
 from flame.data.datasets import Sample
 from flame.data.pixels import ImageError
 from flame.data.reading import INDEX, shard_path
@@ -42,6 +43,7 @@ class ShardWriter:
         self._offsets: list[tuple[int, int]] = []
         self._index: list[tuple[str, int, int, int, str | None, int]] = []
         self._captions: list[tuple[str, str, str, str]] = []
+        self._attributes: list[tuple[str, Mapping[str, str | None]]] = []
         self._num_shards = 0
         root.mkdir(parents=True, exist_ok=True)
 
@@ -63,6 +65,8 @@ class ShardWriter:
             for kind, texts in sample.captions.items()
             for text in texts
         ]
+        if sample.attributes:
+            self._attributes.append((sample.key, sample.attributes))
         if len(self._pending) == self.samples_per_shard:
             self._write_shard()
 
@@ -73,7 +77,7 @@ class ShardWriter:
         ]
 
     def close(self) -> dict[str, int]:
-        """Write the last shard, `index.parquet` and `captions.parquet`.
+        """Write the last shard, `index.parquet`, `captions.parquet`, and attributes if known.
 
         Returns:
             Number of images, captions (including class texts) and shards.
@@ -87,6 +91,8 @@ class ShardWriter:
         pl.DataFrame(rows, schema=COLUMNS, orient="row").write_parquet(self.root / INDEX)
         texts = captions.table(self._captions)
         texts.write_parquet(self.root / captions.FILE, row_group_size=captions.ROW_GROUP)
+        if self._attributes:
+            attributes.write(self.root, self._attributes)
         return {"images": len(rows), "captions": len(texts), "shards": self._num_shards}
 
     def _write_shard(self) -> None:

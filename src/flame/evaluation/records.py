@@ -110,11 +110,16 @@ def write(
     result = {
         "settings": settings.model_dump(mode="json"),
         "records": records,
-        "seconds": round(seconds, 1),
-        "versions": {package: version(package) for package in packages},
+        **made_with(packages, seconds),
     }
     write_atomic(hits, pl.concat(frames).write_parquet)
     write_json(metrics, result)
+
+
+def made_with(packages: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Fields of a result that say how it came about: time taken, versions of packages."""
+    versions = {package: version(package) for package in packages}
+    return {"seconds": round(seconds, 1), "versions": versions}
 
 
 def read(metrics: Path, hits: Path) -> dict[tuple[str, str, str], Queries]:

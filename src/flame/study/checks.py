@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flame.data.datasets import module
 from flame.runtime.errors import known
 from flame.study.schema.benchmarks import FEWSHOT, Benchmark, task_names
+from flame.study.schema.knowledge import Knowledge
 from flame.study.schema.llms import FolderCheckpoint
 from flame.study.schema.runs import ClipRun, FlameRun, LongClipRun, PretrainedRun, Run, Validation
 from flame.study.schema.tables import Measure
@@ -58,6 +60,8 @@ def mistakes(study: Study) -> Mistakes:
             yield f"figures.{name}.{key}", text
     yield from _table_mistakes(study)
     yield from _overhead_mistakes(study)
+    if study.knowledge is not None:
+        yield from _knowledge_mistakes(study, study.knowledge)
 
 
 def _uses(study: Study) -> Iterator[tuple[str, Iterable[str], Iterable[Measure]]]:
@@ -197,6 +201,34 @@ def _overhead_mistakes(study: Study) -> Mistakes:
         if not isinstance(study.runs.get(name), kind):
             fitting = [n for n, run in study.runs.items() if isinstance(run, kind)]
             yield f"overhead.{key}", f"no {kind.__name__} {known(name, fitting)}"
+
+
+def _knowledge_mistakes(study: Study, block: Knowledge) -> Mistakes:
+    for llm in block.llms.values():
+        if llm not in study.llms:
+            yield "knowledge.llms", f"unknown llm {known(llm, study.llms)}"
+    if block.captions not in study.prompt_names:
+        kinds = known(block.captions, study.prompt_names)
+        yield "knowledge.captions", f"no prompt embeds captions of kind {kinds}"
+    else:
+        facets = study.prompt_of(block.captions).facets
+        for facet in block.asks_for:
+            if facet not in facets:
+                yield "knowledge.asks_for", f"facet not embedded: {known(facet, facets)}"
+    for facet, attribute in block.asks_for.items():
+        if attribute not in block.attributes:
+            listed = known(attribute, block.attributes)
+            yield f"knowledge.asks_for.{facet}", f"unknown attribute {listed}"
+    if block.dataset not in study.datasets:
+        yield "knowledge.dataset", f"unknown dataset {known(block.dataset, study.datasets)}"
+        return
+    source = study.datasets[block.dataset].source
+    has = getattr(module(source), "ATTRIBUTES", ())
+    if not has:
+        yield "knowledge.dataset", f"source {source!r} does not know attributes of its images"
+    for attribute in block.attributes if has else ():
+        if attribute not in has:
+            yield "knowledge.attributes", f"unknown attribute {known(attribute, has)}"
 
 
 def missing_files(study: Study, root: Path) -> Iterator[str]:

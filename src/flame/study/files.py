@@ -18,10 +18,12 @@ OUTPUTS = {
         "results/fewshot/{run}/{benchmark}.parquet",
         "results/fewshot/{run}/{benchmark}.words.json",
     ),
+    "knowledge": ("results/knowledge/{llm}.json", "results/knowledge/{llm}.parquet"),
     "overhead": ("results/overhead.json",),
     "export": ("results/export/{run}",),
     "table": ("results/{table}.csv", "results/{table}.md"),
     "claims": ("results/claims.csv", "results/claims.md"),
+    "knowledge_table": ("results/knowledge.csv", "results/knowledge.md"),
     "appendix": ("results/{appendix}.csv", "results/{appendix}.md"),
     "figure": ("results/{figure}.png", "results/{figure}.pdf"),
 }

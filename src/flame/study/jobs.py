@@ -259,6 +259,28 @@ def fewshot(study: Study, run: str, benchmark: str) -> Job:
     return Job(inputs, params)
 
 
+def knowledge(study: Study, llm: str) -> Job:
+    """What each prompt knows, of one LLM.
+
+    Raises:
+        ValueError: the study does not probe this LLM.
+    """
+    block = study.knowledge
+    if block is None or llm not in block.llms.values():
+        raise ValueError(f"the block `knowledge` of the study does not name LLM {llm!r}")
+    inputs: dict[str, Paths] = {
+        "dataset": files.dataset(block.dataset),
+        "stores": stores(study, llm, study.bundle(block.dataset), [block.captions]),
+    }
+    return Job(inputs, {"settings": stages.knowledge(study, llm).model_dump_json()})
+
+
+def probes(study: Study) -> list[str]:
+    """Results of the probes of every LLM."""
+    llms = study.knowledge.llms.values() if study.knowledge else ()
+    return [files.output("knowledge", llm=llm) for llm in dict.fromkeys(llms)]
+
+
 def overhead(study: Study) -> Job:
     """Times for Figure 5.
 
@@ -305,6 +327,18 @@ def claims(study: Study) -> Job:
     return Job(inputs, {"settings": stages.claims(study).model_dump_json()})
 
 
+def knowledge_table(study: Study) -> Job:
+    """The table of what each prompt knows.
+
+    Raises:
+        ValueError: the study probes no LLM.
+    """
+    if study.knowledge is None:
+        raise ValueError("the study has no block `knowledge`, so no prompt is probed")
+    settings = stages.knowledge_table(study).model_dump_json()
+    return Job({"metrics": probes(study)}, {"settings": settings})
+
+
 def appendix(study: Study, appendix: str) -> Job:
     """A table of the study itself."""
     _find("appendix", appendix, study.appendix)
@@ -347,10 +381,12 @@ JOBS: dict[str, Callable[..., Job]] = {
     "train": train,
     "evaluate": evaluate,
     "fewshot": fewshot,
+    "knowledge": knowledge,
     "overhead": overhead,
     "export": export,
     "table": table,
     "claims": claims,
+    "knowledge_table": knowledge_table,
     "appendix": appendix,
     "figure": figure,
 }
@@ -416,6 +452,7 @@ def targets(study: Study) -> list[str]:
     found = [files.output("table", table=name) for name in study.tables]
     found += [files.output("appendix", appendix=name) for name in study.appendix]
     found += [files.output("figure", figure=name) for name in study.figures]
+    found += [files.output("knowledge_table")] if study.knowledge else []
     return found + ([files.output("claims")] if study.claims else [])
 
 

@@ -355,6 +355,19 @@ def fewshot(study: Study, machine: Machine, run: str, benchmark: str) -> Bytes:
     }
 
 
+def knowledge(study: Study, machine: Machine, llm: str) -> Bytes:
+    """Vectors of one facet in float64 as they are, centred and rotated; outputs of a probe."""
+    assert study.knowledge is not None
+    rows = texts(study, study.knowledge.dataset, study.knowledge.captions)
+    vectors = 4 * 2 * FLOAT * assumed_shape(study, llm).width * rows
+    return {"program": TORCH, "vectors": vectors, "outputs": 4 * 2 * FLOAT * CLASSES * rows}
+
+
+def knowledge_table(study: Study, machine: Machine) -> Bytes:
+    """A few hundred numbers."""
+    return {"program": PLAIN}
+
+
 def overhead(study: Study, machine: Machine) -> Bytes:
     """The LLM, the captions of all kinds, and three trainings."""
     assert study.overhead is not None
@@ -418,5 +431,6 @@ def figure(study: Study, machine: Machine, figure: str) -> Bytes:
 FORMULAS: dict[str, Callable[..., Bytes]] = {
     each.__name__: each
     for each in (download_dataset, download_llm, download_tower, caption, captions, prompt, embed,
-                 train, evaluate, fewshot, overhead, export, table, claims, appendix, figure)
+                 train, evaluate, fewshot, knowledge, knowledge_table, overhead, export, table,
+                 claims, appendix, figure)
 }  # fmt: skip

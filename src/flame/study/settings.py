@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from flame.study.schema.benchmarks import Bootstrap, FewShot, Overhead
 from flame.study.schema.data import Captioner
 from flame.study.schema.figures import Figure
+from flame.study.schema.knowledge import Knowledge
 from flame.study.schema.llms import Checkpoint, Facet, LLMOptions, Prompt
 from flame.study.schema.runs import (
     Backbone,
@@ -28,6 +29,7 @@ VERSION = {
     "train": 2,
     "evaluate": 2,
     "fewshot": 1,
+    "knowledge": 1,
     "overhead": 2,
     "export": 1,
     "table": 2,
@@ -217,6 +219,21 @@ class FewShotSettings(Section):
     version: int
 
 
+class KnowledgeSettings(Section):
+    """The probes of one LLM's embeddings."""
+
+    llm: str
+    dataset: str
+    captions: str
+    facets: tuple[str, ...]
+    attributes: tuple[str, ...]
+    folds: int
+    penalties: tuple[float, ...]
+    seed: int
+    bootstrap: Bootstrap
+    version: int
+
+
 class OverheadSettings(Section):
     """The timings of Figure 5."""
 
@@ -251,6 +268,21 @@ class ClaimsSettings(_Compared):
     claims: tuple[Claim, ...]
 
 
+class Probed(Section):
+    """What the probes of all LLMs are shown with."""
+
+    block: Knowledge
+    facets: dict[str, Facet] = Field(description="in the order of the prompt")
+
+
+class KnowledgeTableSettings(Section):
+    """The table of what each prompt knows."""
+
+    study: str
+    probed: Probed
+    version: int
+
+
 class AppendixSettings(Section):
     """A table of the study itself, with the parts of the study that it shows."""
 
@@ -274,3 +306,4 @@ class FigureSettings(_Compared):
     averaged: dict[str, tuple[str, ...]] = Field(
         default={}, description="caption kind -> facets whose vectors are averaged, for captions"
     )
+    probed: Probed | None = Field(default=None, description="probes, for knowledge")

@@ -18,9 +18,12 @@ from flame.study.settings import (
     FewShotSettings,
     FigureSettings,
     FlameTraining,
+    KnowledgeSettings,
+    KnowledgeTableSettings,
     LongClipTraining,
     OverheadSettings,
     PretrainedTower,
+    Probed,
     Reading,
     ReleasedTower,
     TableSettings,
@@ -149,6 +152,36 @@ def fewshot(study: Study, training: str, benchmark: str) -> FewShotSettings:
         bootstrap=study.bootstrap,
         version=VERSION["fewshot"],
     )
+
+
+def knowledge(study: Study, llm: str) -> KnowledgeSettings:
+    """Settings of the probes of one LLM's embeddings."""
+    block = study.knowledge
+    assert block is not None
+    return KnowledgeSettings(
+        llm=llm,
+        dataset=block.dataset,
+        captions=block.captions,
+        facets=study.prompt_of(block.captions).facets,
+        attributes=tuple(block.attributes),
+        folds=block.folds,
+        penalties=block.penalties,
+        seed=study.seed,
+        bootstrap=study.bootstrap,
+        version=VERSION["knowledge"],
+    )
+
+
+def probed(study: Study) -> Probed:
+    """What the probes of all LLMs are shown with."""
+    assert study.knowledge is not None
+    facets = study.prompt_of(study.knowledge.captions).facets
+    return Probed(block=study.knowledge, facets={name: study.facets[name] for name in facets})
+
+
+def knowledge_table(study: Study) -> KnowledgeTableSettings:
+    """Settings of the table of what each prompt knows."""
+    return KnowledgeTableSettings(study=study.study, probed=probed(study), version=VERSION["table"])
 
 
 def overhead(study: Study) -> OverheadSettings:

@@ -10,6 +10,7 @@ from pydantic import Field
 from flame.study.schema.benchmarks import FEWSHOT, Benchmark, Bootstrap, Evaluation, Overhead
 from flame.study.schema.data import Captioner, Dataset, PublishedCaptions
 from flame.study.schema.figures import Figure
+from flame.study.schema.knowledge import Knowledge
 from flame.study.schema.llms import LLM, Embedding, Facet, Prompt
 from flame.study.schema.runs import (
     Backbone,
@@ -58,6 +59,7 @@ class Study(Section):
     figures: dict[str, Figure] = Field(default={})
     claims: dict[str, Claim] = Field(default={})
     overhead: Overhead | None = None
+    knowledge: Knowledge | None = None
     validation: Validation | None = Field(
         default=None, description="of every training whose run has none of its own"
     )
@@ -138,7 +140,16 @@ class Study(Section):
                     used.update(self._question_facets(name, benchmark))
         if any((llm, bundle, kind) in self.figure_stores(name) for name in self.figures):
             used.update(prompt.default)
+        if self._is_probed(llm, bundle, kind):
+            used.update(prompt.facets)
         return tuple(facet for facet in prompt.facets if facet in used)
+
+    def _is_probed(self, llm: str, bundle: str, kind: str) -> bool:
+        """Whether the stores of an LLM are probed for what each prompt knows."""
+        block = self.knowledge
+        if block is None or llm not in block.llms.values() or kind != block.captions:
+            return False
+        return self.bundle(block.dataset) == bundle
 
     def parts(self, bundle: str, kind: str) -> int:
         """Number of embedding jobs for the captions of a kind."""
@@ -153,6 +164,8 @@ class Study(Section):
         used |= {b.dataset for b in asked if kind in (b.captions, b.negatives)}
         drawn = [store for figure in self.figures.values() for store in figure.stores()]
         used |= {dataset for _, dataset, of in drawn if of == kind}
+        if self.knowledge and self.knowledge.captions == kind:
+            used.add(self.knowledge.dataset)
         return tuple(n for n in self.datasets if n in used and self.bundle(n) == bundle)
 
     # --- runs and their trainings -----------------------------------------------------------

@@ -6,9 +6,9 @@ Every module has `CARD` (`Card`), `Options` (frozen, pydantic), and the function
 - `size(options) -> int`: number of images, known before the download;
 - `classes(root, options) -> dict[str, list[str]]`: label -> texts of the class; may be empty.
 
-Optional are `exact(options) -> bool`, False if `size` is only an estimate, and
-`report(root, options) -> dict`, extra fields of the manifest. `python -m flame.data.datasets`
-prints all cards as docs/datasets.md.
+Optional are `exact(options) -> bool`, False if `size` is only an estimate,
+`report(root, options) -> dict`, extra fields of the manifest, and `ATTRIBUTES`, names of the
+attributes of its samples. `python -m flame.data.datasets` prints all cards as docs/datasets.md.
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,15 @@ class Sample:
         image: encoded image; the download converts anything but PNG and JPEG to PNG.
         captions: kind (raw, short, long, positive, negative) -> texts.
         label: class of the image, in a classification data set.
+        attributes: name -> what the image shows, in a data set that knows; None if it does not
+            apply. Every image has the same names.
     """
 
     key: str
     image: bytes
     captions: dict[str, list[str]]
     label: str | None = None
+    attributes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from flame.data.datasets.scenes.sampling import labels_of, sample, scenes
 from flame.data.datasets.scenes.scene import Scene
 
 __all__ = [
+    "ATTRIBUTES",
     "CARD",
     "Options",
     "Scene",
@@ -41,6 +42,8 @@ CARD = Card(
     "Nothing but the packages is downloaded; every split is a random stream of its own.",
     used_in="all of the demo study",
 )
+
+ATTRIBUTES = (*Scene.__dataclass_fields__, "mood")
 
 
 def size(options: Options) -> int:
@@ -69,7 +72,7 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     pixels, words = (Random(f"{seed}/{options.split}/{stream}") for stream in ("pixels", "words"))
     for key, scene, captions in _described(options, rng, words):
         label = getattr(scene, options.classify) if options.classify else None
-        yield Sample(key=key, image=draw(scene, pixels), captions=captions, label=label)
+        yield Sample(key, draw(scene, pixels), captions, label, scene.attributes)
 
 
 def _described(

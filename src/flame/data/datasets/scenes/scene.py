@@ -1,6 +1,6 @@
 """What is in a picture: a point in the space of facets."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from flame.data.datasets.scenes.words import MOOD
 
@@ -23,3 +23,8 @@ class Scene:
     def mood(self) -> str:
         """The mood that light and weather make."""
         return MOOD[self.light, self.weather]
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """All facets and the mood, by name."""
+        return {**asdict(self), "mood": self.mood}
