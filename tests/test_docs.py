@@ -209,11 +209,13 @@ def test_results_are_copied_to_the_documents(tmp_path):
     paper = "| <sub>paper</sub> | <sub>9.0</sub> |\n"
     (results / "table6.md").write_text(f"**Table 6. Prompts**\n\n{table}{paper}\nA note.\n")
     (results / "claims.md").write_text("# Claims\n")
-    Image.new("RGB", (2800, 100)).save(results / "figure6.png")
+    for name in ("figure6", "knowledge"):
+        Image.new("RGB", (2800, 100)).save(results / f"{name}.png")
     command = [sys.executable, "docs/results/collect.py", "results"]
     assert subprocess.run(command, cwd=tmp_path).returncode == 0
     shown = (tmp_path / "README.md").read_text().split("<!-- table6 -->\n")[1]
     assert shown.split("<!--")[0] == "| prompts | a |\n| --- | --- |\n| **1** | 5.0 |\n"
+    assert 'src="docs/results/knowledge.png"' in (tmp_path / "README.md").read_text()
     page = (tmp_path / "docs/results/README.md").read_text()
     assert "- [Claims](claims.md)\n- [Table 6. Prompts](table6.md)\n<!--" in page
     assert "![figure6](figure6.png)" in page

@@ -132,7 +132,7 @@ def test_the_figure_has_every_number_and_frames_the_best(metrics, study):
     assert [text.get_text() for text in panel.texts].count("50") == 80
     assert [text.get_text() for text in panel.texts if text.get_fontweight() == "bold"] == ["60"]
     assert len(panel.patches) == 1
-    assert len(panel.lines) == 9  # a dot for each prompt
+    assert len(panel.lines) == 8  # a dot for each prompt but that of the whole description
 
 
 def test_the_finished_study_has_table_and_figure(finished):

@@ -176,6 +176,7 @@ def test_a_checkout_runs_its_own_package_whatever_the_environment_has_installed(
 
 
 TABLE = "results/table6.*"
+KNOWN = "results/knowledge*"
 TOWERS = ["results/train/*", "results/evaluate/*", TABLE]
 VALIDATION = {"benchmarks": ["MSCOCO"]}
 COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
@@ -184,18 +185,18 @@ COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
 @pytest.mark.parametrize(
     ("path", "value", "patterns"),
     [
-        ("facets.scene.text", "this picture", ["*/scene.txt", "results/embed/*", *TOWERS]),
-        ("llms.random-llama.final_norm", False, ["results/embed/*", *TOWERS]),
-        ("embedding.positions", "running", ["results/embed/*", *TOWERS]),
+        ("facets.scene.text", "this picture", ["*/scene.txt", "results/embed/*", KNOWN, *TOWERS]),
+        ("llms.random-llama.final_norm", False, ["results/embed/*", KNOWN, *TOWERS]),
+        ("embedding.positions", "running", ["results/embed/*", KNOWN, *TOWERS]),
         (
             "llms.random-llama.checkpoint.seed",
             1,
-            ["resources/llms/*", "results/embed/*", *TOWERS],
+            ["resources/llms/*", "results/embed/*", KNOWN, *TOWERS],
         ),
         (
             "datasets.scenes.options.images",
             97,
-            ["resources/datasets/scenes", "results/embed/*/scenes/*", *TOWERS],
+            ["resources/datasets/scenes", "results/embed/*/scenes/*", KNOWN, *TOWERS],
         ),
         (
             "datasets.scenes-long.options.images",
@@ -212,7 +213,7 @@ COLOR, STORES = "results/prompts/long/color.txt", "results/embed/*/long/*"
         ("runs.flame-7.validation.every", 2, []),
         ("datasets.animals.options.images", 44, ["*/animals", "*/class/*", *TOWERS[1:]]),
         ("runs.flame-3.validation", VALIDATION, ["*/flame-3", "*/flame-3/*", TABLE]),
-        ("bootstrap.seed", 1, ["results/evaluate/*", TABLE]),
+        ("bootstrap.seed", 1, ["results/evaluate/*", KNOWN, TABLE]),
         ("tables.table6.title", "Table 6", [TABLE]),
     ],
 )
@@ -231,7 +232,7 @@ def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
     assert set(using) < set(RUNS)
     towers = [f"results/{what}" for run in using for what in (f"train/{run}", f"evaluate/{run}/*")]
     edited = changed(tmp_path / "study.yaml", ("facets.color.text", "the colors of this image"))
-    assert planned(finished, edited) == matching(everything, [COLOR, STORES, *towers, TABLE])
+    assert planned(finished, edited) == matching(everything, [COLOR, STORES, KNOWN, *towers, TABLE])
 
     # The change is not lost if a run is interrupted between two stores.
     folder = tmp_path / "interrupted"
@@ -239,7 +240,7 @@ def test_a_changed_facet_text_runs_exactly_the_runs_with_that_facet(
     one = "results/embed/random-llama/scenes/long/0.zarr"
     assert snakemake(folder, edited, "--cores", "1", "--", COLOR).returncode == 0
     assert snakemake(folder, edited, "--cores", "1", "--touch", "--", one).returncode == 0
-    left = matching(everything, [STORES, *towers, TABLE]) - {one}
+    left = matching(everything, [STORES, KNOWN, *towers, TABLE]) - {one}
     assert planned(folder, edited) == left
 
 
@@ -256,7 +257,7 @@ def test_a_second_change_is_not_lost_behind_a_facet(
     """Snakemake may skip the other reasons of a job downstream of one that reruns."""
     facet = ("facets.color.text", "the colors of this image")
     edited = changed(tmp_path / "study.yaml", facet, (path, value))
-    assert planned(finished, edited) == matching(everything, [COLOR, STORES, *patterns])
+    assert planned(finished, edited) == matching(everything, [COLOR, STORES, KNOWN, *patterns])
 
 
 def test_every_setting_is_recorded(finished):
@@ -270,6 +271,9 @@ def test_every_setting_is_recorded(finished):
         "train": 2,  # settings, origin
         "evaluate": 2,  # settings, origin
         "table": 2,  # settings, numbers
+        "knowledge": 1,  # settings
+        "knowledge_table": 1,  # settings
+        "figure": 1,  # settings
     }
     records = [
         json.loads(path.read_text())

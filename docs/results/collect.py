@@ -16,6 +16,15 @@ from PIL import Image
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
 PIXELS, COLOURS = (1400, 2800), 128  # of a copied figure: below 300 kB
+KNOWLEDGE = """
+<img src="docs/results/knowledge.png" width="100%" alt="Accuracy of linear probes, by prompt and attribute">
+
+*What each prompt knows (ours, not the paper's): how often a linear probe names an attribute of a scene from
+the stored embedding of its long caption, for SmolLM2-135M, Gemma-3-270M, and SmolLM2 with random weights. Read
+along a column: the prompts of a trained LLM differ. They tend to know best what they ask for (dots), and the
+single prompt `scene` has lost much of the minor object. With random weights, all prompts are alike.
+[Every number with its interval](docs/results/knowledge.md).*
+"""  # noqa: E501
 SHOWN = {
     "figure4": "Retrieval in 14 languages: CLIP and FLAME, trained on English captions",
     "figure6": "FLAME trained with one to nine prompts, with 95 % intervals",
@@ -38,6 +47,8 @@ def collect(results: Path) -> None:
     replace(page, "tables", "\n".join(f"- [{title(path)}]({path.name})" for path in pages))
     shown = (f"![{path.stem}]({path.name})" for path in figures)
     replace(page, "figures", "\n" + "\n\n".join(shown))
+    if (results / "knowledge.png").exists():
+        replace(README, "knowledge", KNOWLEDGE)
     pictures = (
         f'<img src="docs/results/{name}.png" width="49%" alt="{text}">'
         for name, text in SHOWN.items()
