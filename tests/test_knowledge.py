@@ -12,10 +12,13 @@ from flame.data import attributes
 from flame.data.datasets import scenes
 from flame.embedding import store
 from flame.knowledge import knowledge
+from flame.report import claims, knowledge_claims
 from flame.report import knowledge as report
 from flame.report.figures.knowledge import draw
 from flame.study import jobs, stages
 from flame.study.load import StudyError, load, load_file
+from flame.study.schema.knowledge import Knows
+from flame.study.schema.tables import Claim
 from tests.workflow import ROOT, TINY
 
 KEYS = [f"{i:06d}" for i in range(120)]
@@ -185,3 +188,53 @@ def test_scenes_know_their_attributes():
     options = scenes.Options(split="train", images=6, long=1)
     for sample in scenes.read(Path(), options, seed=0):
         assert tuple(sample.attributes) == scenes.ATTRIBUTES
+
+
+@pytest.fixture
+def probes(tmp_path, study) -> knowledge_claims.Probes:
+    """Hits of two LLMs: one knows the tint of every second caption by one prompt, else none."""
+    asked, counts = {"color": "tint", "action": "action"}, {"tint": 200, "action": 50}
+    paths = []
+    for llm, knows in (("one", True), ("none", False)):
+        rows = [
+            {"facet": facet, "attribute": name, "query": query, "key": str(query), "hit": hit}
+            for name, count in counts.items()
+            for facet in ("color", "action", "scene")
+            for query in range(count)
+            for hit in [knows and (facet, name) == ("color", "tint") and query % 2 == 0]
+        ]
+        paths.append(tmp_path / f"{llm}.parquet")
+        pl.DataFrame(rows).write_parquet(paths[-1])
+    probed = stages.probed(study)
+    block = probed.block.model_copy(
+        update={"llms": {"One": "one", "None": "none"}, "asks_for": asked}
+    )
+    return knowledge_claims.read(paths, probed.model_copy(update={"block": block}))
+
+
+def test_a_claim_is_the_mean_over_prompts_of_their_lead_in_what_they_ask_for(probes):
+    found = probes.difference(Knows(llm="One"))
+    assert found.value == pytest.approx((50 + 0) / 2)
+    # The mean of 200 hits and misses, halved, as the other attribute is never known.
+    deviation = 100 * np.sqrt(0.25 / 200) / 2
+    assert found.low == pytest.approx(25 - 1.96 * deviation, abs=0.7)
+    assert found.high == pytest.approx(25 + 1.96 * deviation, abs=0.7)
+    assert probes.difference(Knows(llm="None")).value == 0
+
+
+def test_two_llms_are_compared_over_all_prompts_and_attributes(probes):
+    found = probes.difference(Knows(llm="One", beyond="None"))
+    assert found.value == pytest.approx(50 / 3 / 2)
+    claim = Claim(text="Knows.", where="ours", knows=Knows(llm="One", beyond="None"))
+    verdict = claims.judge(claim, None, {}, probes)
+    assert (verdict.word, verdict.measured) == ("holds", found)
+    assert "One against None: mean of all" in claims.claims_table([verdict], {})
+
+
+def test_a_claim_on_an_llm_that_is_not_probed_is_refused():
+    values = yaml.safe_load(TINY.read_text())
+    values["claims"] = {"a": {"text": "A.", "where": "ours", "knows": {"llm": "Rndom"}}}
+    with pytest.raises(StudyError, match=r"claims\.a\.knows: no LLM of `knowledge` 'Rndom'"):
+        load(values, "tiny", ROOT)
+    with pytest.raises(ValueError, match="only in the list"):
+        Claim(text="A.", where="ours", knows=Knows(llm="Random"), table="table6")

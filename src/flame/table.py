@@ -13,7 +13,15 @@ from typing import Annotated
 import polars as pl
 import tyro
 
-from flame.report import appendix, check_table, claims, knowledge, results, results_table
+from flame.report import (
+    appendix,
+    check_table,
+    claims,
+    knowledge,
+    knowledge_claims,
+    results,
+    results_table,
+)
 from flame.report.plain import plain_table
 from flame.report.reported import read
 from flame.runtime import command
@@ -67,6 +75,7 @@ def judge_claims(
     markdown: Path,
     settings: ClaimsSettings,
     overhead: Path | None = None,
+    probes: tuple[Path, ...] = (),
 ) -> None:
     """Compare every claim of the paper with what was measured.
 
@@ -77,10 +86,12 @@ def judge_claims(
         markdown: Markdown to write: the same, under a summary.
         settings: the claims.
         overhead: JSON of the overhead stage, for claims about time.
+        probes: Parquet files of the knowledge stage, for claims on what prompts know.
     """
     measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
     ratios = read_json(overhead)["ratios"] if overhead is not None else {}
-    verdicts = [claims.judge(claim, measured, ratios) for claim in settings.claims]
+    answers = knowledge_claims.read(probes, settings.probed) if settings.probed else None
+    verdicts = [claims.judge(claim, measured, ratios, answers) for claim in settings.claims]
     write_atomic(csv, claims.as_csv(verdicts).encode())
     write_atomic(markdown, claims.as_markdown(verdicts, settings).encode())
 

@@ -103,8 +103,9 @@ def validation(wildcards, input):
 
 
 def claims_overhead(wildcards, input):
-    """Flag of the times behind claims of ratios, where there are any."""
-    return f"--overhead {input.overhead}" if input.overhead else ""
+    """Flags of the times and probes behind claims on them, where there are any."""
+    given = {name: input.get(name) for name in ("overhead", "probes")}
+    return " ".join(f"--{name} {paths}" for name, paths in given.items() if paths)
 
 
 def reported(section):

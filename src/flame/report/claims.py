@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from flame.report.knowledge_claims import Probes
+from flame.report.knowledge_claims import compared as compared_probes
 from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate, Results
 from flame.runtime.errors import known
@@ -47,7 +49,12 @@ class Verdict(NamedTuple):
     """Position of the interval, or the reason why there is none."""
 
 
-def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, float]]) -> Verdict:
+def judge(
+    claim: Claim,
+    results: Results,
+    ratios: Mapping[str, Mapping[str, float]],
+    probes: Probes | None = None,
+) -> Verdict:
     """Verdict on a claim.
 
     A claim holds if its whole interval, not only its value, lies above 0, or above the claimed
@@ -58,6 +65,7 @@ def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, floa
             be tested.
         results: measured values of the runs.
         ratios: name -> value, low and high, from the overhead stage.
+        probes: from the knowledge stage, for a claim on what prompts know.
     """
     if claim.untested is not None:
         return Verdict(claim, None, "cannot be tested here", claim.untested)
@@ -66,6 +74,9 @@ def judge(claim: Claim, results: Results, ratios: Mapping[str, Mapping[str, floa
             raise ValueError(f"claim {claim.text!r}: no ratio {known(claim.ratio, ratios)}")
         found = ratios[claim.ratio]
         measured = Estimate(found["value"], found["low"], found["high"])
+    elif claim.knows is not None:
+        assert probes is not None
+        measured = probes.difference(claim.knows)
     else:
         assert claim.better is not None
         assert claim.worse is not None
@@ -135,6 +146,8 @@ def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:
     if claim.measures:
         compared = f"{claim.better} vs. {claim.worse}"
         text += f"<br><sub>{compared}: {_compared_in(claim, datasets)}</sub>"
+    if claim.knows is not None:
+        text += f"<br><sub>{compared_probes(claim.knows)}</sub>"
     if measured is None:
         return text, claim.where, paper, "", f"**{verdict.word}**: {verdict.because}"
     ends = f"{_number(claim, measured.low)} to {_number(claim, measured.high)}"

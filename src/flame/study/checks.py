@@ -187,6 +187,10 @@ def _table_mistakes(study: Study) -> Mistakes:
             recipes = known(table.recipe, study.recipes)
             yield f"appendix.{name}.recipe", f"unknown recipe {recipes}"
     for name, claim in study.claims.items():
+        labels = study.knowledge.llms if study.knowledge else {}
+        for label in (claim.knows.llm, claim.knows.beyond) if claim.knows else ():
+            if label is not None and label not in labels:
+                yield f"claims.{name}.knows", f"no LLM of `knowledge` {known(label, labels)}"
         if claim.table is not None and claim.table not in study.tables:
             yield f"claims.{name}.table", f"unknown table {known(claim.table, study.tables)}"
 

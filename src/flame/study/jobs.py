@@ -324,6 +324,8 @@ def claims(study: Study) -> Job:
     inputs = _metrics_and_hits(study.claim_results(study.claims.values()))
     ratios = any(claim.ratio for claim in study.claims.values())
     inputs["overhead"] = [files.output("overhead")] if ratios else []
+    known = any(claim.knows for claim in study.claims.values())
+    inputs["probes"] = [path.replace(".json", ".parquet") for path in probes(study) if known]
     return Job(inputs, {"settings": stages.claims(study).model_dump_json()})
 
 

@@ -266,6 +266,7 @@ class ClaimsSettings(_Compared):
     """All claims, with the names they use resolved."""
 
     claims: tuple[Claim, ...]
+    probed: "Probed | None" = Field(default=None, description="probes, for claims on them")
 
 
 class Probed(Section):
@@ -273,6 +274,7 @@ class Probed(Section):
 
     block: Knowledge
     facets: dict[str, Facet] = Field(description="in the order of the prompt")
+    bootstrap: Bootstrap
 
 
 class KnowledgeTableSettings(Section):

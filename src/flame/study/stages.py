@@ -176,7 +176,11 @@ def probed(study: Study) -> Probed:
     """What the probes of all LLMs are shown with."""
     assert study.knowledge is not None
     facets = study.prompt_of(study.knowledge.captions).facets
-    return Probed(block=study.knowledge, facets={name: study.facets[name] for name in facets})
+    return Probed(
+        block=study.knowledge,
+        facets={name: study.facets[name] for name in facets},
+        bootstrap=study.bootstrap,
+    )
 
 
 def knowledge_table(study: Study) -> KnowledgeTableSettings:
@@ -255,6 +259,7 @@ def claims(study: Study) -> ClaimsSettings:
     return ClaimsSettings(
         study=study.study,
         claims=every,
+        probed=probed(study) if any(claim.knows for claim in every) else None,
         version=VERSION["table"],
         **_named(study, every, (), ()),
     )

@@ -25,3 +25,14 @@ class Knowledge(Section):
         min_length=1,
         description="of the ridge, per training caption; leave-one-out on them chooses",
     )
+
+
+class Knows(Section):
+    """What a claim on the probes compares, paired by caption."""
+
+    llm: str = Field(description="a label of `llms` of the block `knowledge`")
+    beyond: str | None = Field(
+        default=None,
+        description="another label: means over all prompts and attributes are compared; null: each "
+        "prompt on what it asks for, with the mean of the other prompts",
+    )

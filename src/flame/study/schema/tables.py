@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from flame.study.schema.knowledge import Knows
 from flame.study.schema.section import Section
 
 
@@ -137,16 +138,19 @@ class Claim(Section):
     reported: float | None = Field(
         default=None, description="the paper's difference, in points, or its ratio"
     )
+    knows: Knows | None = Field(default=None, description="compares probes of `knowledge`")
     untested: str | None = Field(default=None, description="why this study cannot test it")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Claim":
         compared = [self.better is not None, self.worse is not None, bool(self.measures)]
-        kinds = [all(compared), self.ratio is not None, self.untested is not None]
+        kinds = [all(compared), *(x is not None for x in (self.ratio, self.knows, self.untested))]
         if sum(kinds) != 1 or (any(compared) and not all(compared)):
-            raise ValueError("needs better, worse and measures, or ratio and above, or untested")
-        if self.ratio is not None and self.table is not None:
-            raise ValueError("table: a ratio is only in the list of claims, under no table")
+            raise ValueError(
+                "needs better, worse and measures, or ratio and above, or knows, or untested"
+            )
+        if (self.ratio is not None or self.knows is not None) and self.table is not None:
+            raise ValueError("table: a claim of this kind is only in the list, under no table")
         if (self.ratio is None) != (self.above is None):
             raise ValueError("ratio and above: give both or none")
         return self
