@@ -131,6 +131,13 @@ def run(
     return {r["benchmark"]: r for r in json.loads((folder / "m.json").read_text())["records"]}
 
 
+def test_record_and_log_name_a_stand_in_as_one(toy, tmp_path, caplog):
+    caplog.set_level("INFO")
+    record = run(toy, tmp_path, question(name="toy (for Toy)"))["Toy"]
+    assert record["name"] == "toy (for Toy)"
+    assert "toy (for Toy): i2t_r@1 100.0 %" in caplog.text
+
+
 def test_captions_that_are_the_features_are_all_found(toy, tmp_path):
     record = run(toy, tmp_path, question())["Toy"]
     assert (record["images"], record["texts"], record["unjoined"]) == (11, 22, 2)

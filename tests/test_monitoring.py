@@ -57,7 +57,8 @@ def question(kind, method):
     """Retrieval with the captions of a kind."""
     flame = {"facets": ("scene",), "center": kind} if method == "flame" else {}
     shared = {"task": "retrieval", "dataset": "dots", "captions": kind}
-    return Question(benchmark=f"{kind} dots", **shared, **flame)
+    name = f"dots (for {kind} dots)"
+    return Question(benchmark=f"{kind} dots", name=name, **shared, **flame)
 
 
 def monitoring(method, inputs, *, keep=0, **options):
@@ -88,7 +89,7 @@ def evaluated(method, inputs, model, to):
         model, datasets, to / "m.json", to / "m.parquet", wanted, stores=given.validation_stores
     )
     records = json.loads((to / "m.json").read_text())["records"]
-    return {r["benchmark"]: {name: m["value"] for name, m in r["metrics"].items()} for r in records}
+    return {r["name"]: {name: m["value"] for name, m in r["metrics"].items()} for r in records}
 
 
 @pytest.mark.parametrize("method", ["flame", "clip"])
@@ -137,6 +138,7 @@ def test_validations_come_every_so_many_epochs_and_at_both_ends(inputs, tmp_path
         monitoring=monitoring("flame", inputs, every=3),
     )
     lines = [line for line in log_lines(tmp_path / "run") if "validation" in line]
+    assert [*lines[0]["validation"]] == ["dots (for raw dots)", "dots (for long dots)"]
     assert [(line["step"], line["epoch"]) for line in lines] == [(0, 0), (9, 3), (12, 4)]
 
 
@@ -152,7 +154,7 @@ def test_images_are_evenly_spread_and_decoded_once(inputs, tmp_path, monkeypatch
     given = monitoring("flame", inputs, images=5)
     train(out=tmp_path / "run", **asked("flame", inputs), monitoring=given)
     assert rows == [0, 4, 9, 14, 19]
-    hits = validations(tmp_path / "run")[4]["raw dots"]["i2t_r@1"]
+    hits = validations(tmp_path / "run")[4]["dots (for raw dots)"]["i2t_r@1"]
     assert hits % 20 == 0
 
 

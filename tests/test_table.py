@@ -85,6 +85,7 @@ def fill(files, rows, columns, match=None, *, seeds: int = 1, claims=()) -> tupl
         name="table6",
         table=Table.model_validate(values),
         datasets={"COCO": "scenes-short", "food": "scenes-food", "tints": "scenes-tints"},
+        stand_ins=("COCO", "food", "tints"),
         runs={"one": ("one",), "seven": ("seven", "seven.seed1")[:seeds]},
         claims=claims,
         bootstrap=Bootstrap(),
@@ -104,72 +105,79 @@ def test_csv_has_value_interval_and_reported_number_of_each_column(files):
     csv = pl.read_csv(StringIO(fill(files, [ONE, SEVEN], [I2T, T2I, MEAN])[0]))
     assert csv.columns[:5] == [
         "prompts",
-        "COCO i2t_r@1 [scenes-short]",
-        "COCO i2t_r@1 95% low",
-        "COCO i2t_r@1 95% high",
+        "scenes-short (for COCO) i2t_r@1",
+        "scenes-short (for COCO) i2t_r@1 95% low",
+        "scenes-short (for COCO) i2t_r@1 95% high",
         "COCO i2t_r@1 paper",
     ]
     assert len(csv.columns) == 1 + 3 * 4
     low, high = interval([10], [40], resamples=1000, seed=0)
     assert csv.row(0)[:5] == (1, 25.0, round(100 * low, 1), round(100 * high, 1), 35.7)
-    assert csv["COCO t2i_r@1 [scenes-short]"].to_list() == [45.0, 40.0]
+    assert csv["scenes-short (for COCO) t2i_r@1"].to_list() == [45.0, 40.0]
 
 
 def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(files):
     csv = pl.read_csv(StringIO(fill(files, [ONE, SEVEN], [MEAN])[0]))
-    assert csv["average top1 [scenes-food+scenes-tints]"].to_list() == [65.0, 75.0]
+    name = "scenes-food and scenes-tints (for average) top1"
+    assert csv[name].to_list() == [65.0, 75.0]
     low, high = interval([30, 40], [60, 50], resamples=1000, seed=0)
-    assert csv["average top1 95% low"][0] == round(100 * low, 1)
-    assert csv["average top1 95% high"][0] == round(100 * high, 1)
+    assert csv[f"{name} 95% low"][0] == round(100 * low, 1)
+    assert csv[f"{name} 95% high"][0] == round(100 * high, 1)
     assert csv["average top1 paper"].to_list() == [38.5, None]
 
 
 def test_a_mean_may_be_of_several_metrics(files):
     both = {**MEAN, "mean_of": [I2T, {"benchmark": "food", "metric": "top1"}]}
     csv, markdown = fill(files, [ONE], [both])
-    assert pl.read_csv(StringIO(csv))["average top1 [scenes-short+scenes-food]"].item() == 37.5
-    assert "\n- *average*: mean of scenes-short I2T R@1, scenes-food top-1.\n" in markdown
+    name = "scenes-short and scenes-food (for average)"
+    assert pl.read_csv(StringIO(csv))[f"{name} top1"].item() == 37.5
+    members = "scenes-short (for COCO) I2T R@1, scenes-food (for food) top-1."
+    assert f"- *{name}*: mean of {members}" in " ".join(markdown.split())
 
 
 def test_markdown_reads_as_the_paper(files):
     markdown = fill(files, [ONE, SEVEN], [I2T, T2I, MEAN])[1]
-    assert markdown.startswith("**Table 6: prompts.**\n\nResults of the *tiny* study, in percent.")
+    assert markdown.startswith(
+        "**Table 6: prompts.**\n\nResults of the *tiny* study, in percent.\n"
+        "*scenes-short (for COCO)*: measured on scenes-short, which stands in for COCO.\n"
+    )
     lines = lines_of(markdown)
-    assert lines[:4] == [
-        ["prompts", "COCO", "", "average"],
+    assert lines[:3] == [
+        ["prompts", "scenes-short (for COCO)", "", "scenes-food and scenes-tints (for average)"],
         ["---", "---:", "---:", "---:"],
-        ["", "*scenes-short*", "", "*mean of 2*"],
         ["", "I2T R@1", "T2I R@1", "top-1"],
     ]
     low, high = interval([10], [40], resamples=1000, seed=0)
-    assert lines[4][:2] == ["**1**", f"25.0<br><sub>{100 * low:.1f}-{100 * high:.1f}</sub>"]
-    assert lines[4][2].startswith("**45.0**<br><sub>")
-    assert lines[5] == [
+    assert lines[3][:2] == ["**1**", f"25.0<br><sub>{100 * low:.1f}-{100 * high:.1f}</sub>"]
+    assert lines[3][2].startswith("**45.0**<br><sub>")
+    assert lines[4] == [
         "<sub>paper</sub>",
         "<sub>35.7</sub>",
         "<sub>23.7</sub>",
         "<sub>**38.5**</sub>",
     ]
-    assert lines[7] == ["<sub>paper</sub>", "<sub>**43.3**</sub>", "<sub>**28.6**</sub>", ""]
-    assert markdown.splitlines()[-1] == "- *average*: mean of scenes-food, scenes-tints."
+    assert lines[6] == ["<sub>paper</sub>", "<sub>**43.3**</sub>", "<sub>**28.6**</sub>", ""]
+    last = "- *scenes-food and scenes-tints (for average)*: mean of "
+    assert last + "scenes-food (for food), scenes-tints (for tints)." in " ".join(markdown.split())
     assert "±" not in markdown
     assert "gain" not in markdown
 
 
 def test_several_seeds_show_mean_and_deviation(files):
     csv, markdown = fill(files, [ONE, SEVEN], [I2T], seeds=2)
-    assert pl.read_csv(StringIO(csv))["COCO i2t_r@1 std"].to_list() == [None, 7.1]  # of 40, 50 %
-    assert lines_of(markdown)[4][1].startswith("25.0<br>")
-    assert lines_of(markdown)[6][1].startswith("**45.0** ± 7.1<br>")
+    column = pl.read_csv(StringIO(csv))["scenes-short (for COCO) i2t_r@1 std"]
+    assert column.to_list() == [None, 7.1]  # of 40, 50 %
+    assert lines_of(markdown)[3][1].startswith("25.0<br>")
+    assert lines_of(markdown)[5][1].startswith("**45.0** ± 7.1<br>")
     assert "standard deviation" in markdown
 
 
 def test_rows_of_other_methods_are_marked_and_compete_with_the_papers_numbers_only(files):
     csv, markdown = fill(files, [SLIP, SEVEN], [I2T, T2I])
     lines = lines_of(markdown)
-    assert lines[4] == ["SLIP <sub>(reported)</sub>", "<sub>**44.0**</sub>", "<sub>20.0</sub>"]
-    assert lines[5][1].startswith("**40.0**")
-    assert lines[6][1:] == ["<sub>43.3</sub>", "<sub>**28.6**</sub>"]
+    assert lines[3] == ["SLIP <sub>(reported)</sub>", "<sub>**44.0**</sub>", "<sub>20.0</sub>"]
+    assert lines[4][1].startswith("**40.0**")
+    assert lines[5][1:] == ["<sub>43.3</sub>", "<sub>**28.6**</sub>"]
     row = pl.read_csv(StringIO(csv)).row(0)
     assert row == ("SLIP", None, None, None, 44.0, None, None, None, 20.0)
 
@@ -177,7 +185,7 @@ def test_rows_of_other_methods_are_marked_and_compete_with_the_papers_numbers_on
 def test_a_row_that_the_paper_does_not_have_is_one_line(files):
     ours = {"label": "ours", "run": "one"}
     csv, markdown = fill(files, [ours, SEVEN], [I2T])
-    assert [line[0] for line in lines_of(markdown)[4:]] == ["**ours**", "**7**", "<sub>paper</sub>"]
+    assert [line[0] for line in lines_of(markdown)[3:]] == ["**ours**", "**7**", "<sub>paper</sub>"]
     assert pl.read_csv(StringIO(csv))["COCO i2t_r@1 paper"].to_list() == [None, 43.3]
 
 
@@ -185,28 +193,28 @@ def test_gains_stand_in_parentheses_with_their_paired_interval(files):
     csv, markdown = fill(files, [ONE, {**SEVEN, "gain_over": "one"}], [I2T])
     table = pl.read_csv(StringIO(csv))
     low, high = (100 * end for end in interval([6], [40], resamples=1000, seed=0))
-    assert table["COCO i2t_r@1 gain"].to_list() == [None, 15.0]
-    assert table["COCO i2t_r@1 gain 95% low"][1] == round(low, 1)
+    assert table["scenes-short (for COCO) i2t_r@1 gain"].to_list() == [None, 15.0]
+    assert table["scenes-short (for COCO) i2t_r@1 gain 95% low"][1] == round(low, 1)
     assert table["COCO i2t_r@1 gain paper"].to_list() == [None, 20.0]
     lines = lines_of(markdown)
-    assert lines[6][1].startswith("**40.0** (+15.0)<br><sub>")
-    assert lines[6][1].endswith(f" ({low:+.1f} to {high:+.1f})</sub>")
-    assert lines[7][1] == "<sub>**43.3** (+20.0)</sub>"
+    assert lines[5][1].startswith("**40.0** (+15.0)<br><sub>")
+    assert lines[5][1].endswith(f" ({low:+.1f} to {high:+.1f})</sub>")
+    assert lines[6][1] == "<sub>**43.3** (+20.0)</sub>"
 
 
 def test_a_gain_that_the_paper_does_not_print_is_measured_only(files):
     csv, markdown = fill(files, [ONE | {"gain_over": "seven"}, SEVEN], [I2T])
     table = pl.read_csv(StringIO(csv))
-    assert table["COCO i2t_r@1 gain"].to_list() == [-15.0, None]
+    assert table["scenes-short (for COCO) i2t_r@1 gain"].to_list() == [-15.0, None]
     assert table["COCO i2t_r@1 gain paper"].to_list() == [None, None]
-    assert lines_of(markdown)[5][1] == "<sub>35.7</sub>"
+    assert lines_of(markdown)[4][1] == "<sub>35.7</sub>"
 
 
 def test_a_column_that_the_paper_does_not_have_is_measured_only(files):
     own = {"benchmark": "food", "metric": "top1"}
     csv, markdown = fill(files, [ONE, SLIP], [I2T, own])
     assert pl.read_csv(StringIO(csv))["food top1 paper"].to_list() == [None, None]
-    assert lines_of(markdown)[5] == ["<sub>paper</sub>", "<sub>35.7</sub>", ""]
+    assert lines_of(markdown)[4] == ["<sub>paper</sub>", "<sub>35.7</sub>", ""]
 
 
 def test_claims_stand_under_the_table(files):
@@ -222,7 +230,8 @@ def test_claims_stand_under_the_table(files):
     markdown = fill(files, [ONE, SEVEN], [I2T], claims=(claim,))[1]
     head, rule, line = lines_of(markdown.split("**Claims**")[1])
     assert len(head) == len(rule) == len(line)
-    assert line[0].startswith("Seven are better than one.<br><sub>seven vs. one: COCO")
+    compared = "seven vs. one: scenes-short (for COCO)"
+    assert line[0].startswith(f"Seven are better than one.<br><sub>{compared}")
     assert line[1:3] == ["Section 4.4", "+7.6"]
     assert line[3].startswith("+15.0<br>")
     assert line[4].startswith("**holds**")

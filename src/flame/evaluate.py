@@ -81,7 +81,7 @@ def _by_dataset(questions: tuple[Question, ...]) -> list[Question]:
 def _summary(record: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name} {m['value']:.1f} %" for name, m in record["metrics"].items())
     counts = ", ".join(f"{record[what]} {what}" for what in ("images", "texts", "unjoined"))
-    return f"{record['benchmark']}: {values} ({counts})"
+    return f"{record['name']}: {values} ({counts})"
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def fewshot(
 
 def _log(record: Mapping[str, Any]) -> None:
     for name, metric in record["metrics"].items():
-        log.info("%s: %s %.1f %%", record["benchmark"], name, metric["value"])
+        log.info("%s: %s %.1f %%", record["name"], name, metric["value"])
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def fill_table(
     text = form.as_markdown(cells, settings)
     if settings.claims:
         verdicts = [claims.judge(claim, measured, {}) for claim in settings.claims]
-        text += f"\n**Claims**\n\n{claims.claims_table(verdicts, settings.datasets)}"
+        text += f"\n**Claims**\n\n{claims.claims_table(verdicts, settings)}"
     write_atomic(csv, form.as_csv(cells, settings).encode())
     write_atomic(markdown, text.encode())
 
@@ -92,7 +92,7 @@ def judge_claims(
     ratios = read_json(overhead)["ratios"] if overhead is not None else {}
     answers = knowledge_claims.read(probes, settings.probed) if settings.probed else None
     verdicts = [claims.judge(claim, measured, ratios, answers) for claim in settings.claims]
-    write_atomic(csv, claims.as_csv(verdicts).encode())
+    write_atomic(csv, claims.as_csv(verdicts, settings).encode())
     write_atomic(markdown, claims.as_markdown(verdicts, settings).encode())
 
 

@@ -53,7 +53,8 @@ def test_what_is_written_of_a_question_is_read(tmp_path):
 def test_what_is_written_of_few_shot_trials_is_read(tmp_path):
     trial = Trial(ways=2, shots=1, repeats=0)
     settings = FewShotSettings(
-        run="r", benchmark="Words", dataset="d", captions="raw", final_norm=True, seed=0,
+        run="r", benchmark="Words", name="d (for Words)", dataset="d",
+        captions="raw", final_norm=True, seed=0,
         fewshot=FewShot(facet="scene", pool=2, episodes=2, trials=(trial,)),
         bootstrap=BOOTSTRAP, version=1,
     )  # fmt: skip
@@ -62,7 +63,9 @@ def test_what_is_written_of_few_shot_trials_is_read(tmp_path):
     record = records.fewshot_record(settings, answer)
     files = write(tmp_path, settings, record, "Words", answer)
     (found,) = json.loads(files[0].read_text())["records"]
-    assert [*found] == ["run", "benchmark", "task", "dataset", "captions", "images", "metrics"]
+    assert (found["benchmark"], found["name"]) == ("Words", "d (for Words)")
+    about = ["run", "benchmark", "name", "task", "dataset", "captions", "images", "metrics"]
+    assert [*found] == about
     frame = pl.read_parquet(files[1])
     assert frame.columns == COLUMNS
     assert frame["query"].to_list() == [0, 1]

@@ -43,6 +43,7 @@ def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list
         study="tiny",
         claims=judged,
         datasets={"S4V": "scenes-long"},
+        stand_ins=("S4V",),
         runs=runs,
         bootstrap=Bootstrap(),
         version=1,
@@ -76,8 +77,10 @@ def test_differences_are_in_points_beside_the_papers(tmp_path):
     (record,), markdown = judge(tmp_path, compare("good", "bad", reported=14.8))
     assert (record["value"], record["paper"], record["std"]) == (60.0, 14.8, None)
     assert record["low"] < 60.0 < record["high"]
-    assert record["measures"] == "S4V i2t_r@1"
-    assert "| good beats bad<br><sub>good vs. bad: S4V [scenes-long] I2T R@1</sub> " in markdown
+    assert record["measures"] == "scenes-long (for S4V) i2t_r@1"
+    assert record["measured in"] == "scenes-long (for S4V) I2T R@1"
+    compared = "good vs. bad: scenes-long (for S4V) I2T R@1"
+    assert f"| good beats bad<br><sub>{compared}</sub> " in markdown
     assert re.search(r"\| \+14\.8 \| \+60\.0<br><sub>\+\d\d\.\d to \+\d\d\.\d</sub> \|", markdown)
 
 

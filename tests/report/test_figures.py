@@ -50,6 +50,7 @@ def settings(values, **changes):
         "name": "figure",
         "figure": {"title": "Figure 4. Languages"} | values,
         "datasets": {"COCO": "scenes-short", "food": "scenes-food"},
+        "stand_ins": ("COCO", "food"),
         "runs": {run: (run,) for run in MEASURED},
         "prefix": None,
         "facets": {},
@@ -168,7 +169,7 @@ def test_prompts_shows_every_draw_and_the_line_through_their_means(results):
     assert list(line.get_ydata()) == [(25 + 50) / 2, 75]
     assert [float(mark.get_ydata()[0]) for mark in draws] == [25, 50, 75]
     assert [round(float(mark.get_xdata()[0])) for mark in draws] == [1, 1, 7]
-    assert "[scenes-short]" in first.get_title()
+    assert first.get_title().startswith("scenes-short (for\nCOCO)\n")
     assert list(second.lines[0].get_ydata()) == [((25 + 75) / 2 + 50) / 2, (75 + 25) / 2]
     for axes in (first, second):
         for mark, bars in zip(axes.lines[1:], axes.containers, strict=True):

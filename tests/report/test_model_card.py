@@ -28,7 +28,9 @@ LLM = {"origin": "random weights", "licence": None}
 
 def record(benchmark, task="zeroshot", dataset="animals", metric="top1", value=45.678, **more):
     metrics = {metric: {"value": value, "low": 40.0, "high": 50.0, "hits": 1, "queries": 2}}
-    about = {"benchmark": benchmark, "task": task, "dataset": dataset, "captions": "class"}
+    name = f"{dataset} (for {benchmark})"
+    about = {"benchmark": benchmark, "name": name, "task": task, "dataset": dataset}
+    about["captions"] = "class"
     return about | more | {"run": "flame-7", "metrics": metrics}
 
 
@@ -63,7 +65,15 @@ def test_results_are_metadata_under_the_data_set_that_was_measured():
 def test_benchmarks_that_share_a_stand_in_are_one_result():
     found = ModelCard(card(record("ImageNet-1k"), record("CIFAR-10"), record("DTD", value=1.0)))
     assert [r.metric_value for r in found.data.eval_results] == [45.68, 1.0]
-    assert "| CIFAR-10 | top-1 | 45.7 | 40.0 to 50.0 | animals |" in found.text
+    assert "| animals (for CIFAR-10) | top-1 | 45.7 | 40.0 to 50.0 |" in found.text
+
+
+def test_a_stand_in_is_said_to_be_one():
+    text = card(record("DTD", dataset="dtd", name="DTD"), record("ImageNet-1k"))
+    told = "*animals (for ImageNet-1k)*: measured on the data set `animals`, which only stands in"
+    assert told in text
+    assert "nothing about ImageNet-1k itself" in text
+    assert "stands in" not in card(record("DTD", dataset="dtd", name="DTD"))
 
 
 def test_a_card_without_results_says_so():

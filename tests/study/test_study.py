@@ -273,7 +273,7 @@ def test_the_study_of_cc3m_trains_two_towers_on_published_captions():
     }
     assert study.embedded_facets("mistral-nemo", "cc3m", "long") == study.prompts["long"].default
     # Rows of other runs have what the paper reports.
-    rows = {row.label: row for row in study.tables["table1"].rows}
+    rows = {study.label_of(row): row for row in study.tables["table1"].rows}
     assert rows["FLAME, YFCC15M"].run is None
     assert rows["FLAME, YFCC15M"].reported is not None
     # Without a form: all but ShareGPT4V-val of Table 1.
@@ -288,7 +288,7 @@ def test_the_study_of_cc3m_trains_two_towers_on_published_captions():
 
 
 def test_without_an_absent_run_its_row_is_reported_and_its_claim_untested(study):
-    rows = {row.label: row for row in study.tables["table1"].rows}
+    rows = {study.label_of(row): row for row in study.tables["table1"].rows}
     assert rows["CLIP, WIT-400M"].run is None
     assert rows["CLIP, WIT-400M"].reported is not None
     assert study.claims["urban-wit"].untested == (

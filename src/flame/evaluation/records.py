@@ -58,6 +58,7 @@ def fewshot_record(settings: FewShotSettings, answer: "Answer") -> dict[str, Any
     return {
         "run": settings.run,
         "benchmark": settings.benchmark,
+        "name": settings.name,
         "task": FEWSHOT,
         "dataset": settings.dataset,
         "captions": settings.captions,

@@ -89,7 +89,7 @@ class Validation:
     def __call__(self) -> dict[str, dict[str, float]]:
         """Benchmark -> metric -> percent in the first process, nothing in the others."""
         with evaluating(self._tower), _eager(self._compiled):
-            return {question.benchmark: self._answer(question) for question in self._questions}
+            return {question.name: self._answer(question) for question in self._questions}
 
     def _answer(self, question: Question) -> dict[str, float]:
         images = self._images(question.dataset)

@@ -7,7 +7,7 @@ import polars as pl
 
 from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate
-from flame.report.results_table import Cell, measured_on
+from flame.report.results_table import Cell, column_name
 from flame.study.schema.tables import Column, Row, Table
 from flame.study.settings import TableSettings
 
@@ -18,7 +18,6 @@ Sources: `{file}`. Of {total} numbers, **{agrees} agree**, **{differs} differ** 
 
 - A number **agrees** if it is within {tolerance:g} points of the published one. Otherwise it
   **differs**, and the verdict suggests where to look first.
-- Brackets after a benchmark: the data set that was measured.
 - Small print below a measured number: 95 % bootstrap interval over the queries. It does not affect
   the verdict, since both numbers come from the same queries.
 """
@@ -48,9 +47,8 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
     records = [
         {
             settings.table.row_header: check.row.label,
-            "benchmark": check.column.benchmark,
+            "benchmark": column_name(check.column, settings),
             "metric": check.column.metric,
-            "data set": measured_on(check.column, settings),
             "published": check.published,
             "measured": check.measured and check.measured.value,
             "95% low": check.measured and check.measured.low,
@@ -131,7 +129,7 @@ def _most_differ(checks: Iterable[Check]) -> bool:
 
 
 def _line(check: Check, hint: str | None, settings: TableSettings) -> Sequence[str]:
-    benchmark = f"{check.column.benchmark} [{measured_on(check.column, settings)}]"
+    benchmark = column_name(check.column, settings)
     measured = difference = ""
     if check.measured is not None:
         ends = f"{check.measured.low:.1f}-{check.measured.high:.1f}"

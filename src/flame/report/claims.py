@@ -11,8 +11,9 @@ from flame.report.knowledge_claims import compared as compared_probes
 from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate, Results
 from flame.runtime.errors import known
-from flame.study.schema.tables import Claim
-from flame.study.settings import ClaimsSettings
+from flame.study import names
+from flame.study.schema.tables import Claim, Measure
+from flame.study.settings import ClaimsSettings, TableSettings
 
 Word = Literal["holds", "does not hold", "cannot be tested here"]
 MOST_NAMED = 4  # benchmarks listed for a claim; of more, only the number, the first and the last
@@ -29,8 +30,8 @@ Claims of FLAME (arXiv 2411.11927), judged by the results of the *{study}* study
 - Differences are in percentage points, paired by query: both runs answer the same queries, and each
   bootstrap sample is drawn for both. The interval covers the choice of queries, not the variation
   between trainings{seeds}.
-- Brackets after a benchmark: the data set that was measured. If it is a stand-in for the benchmark,
-  only the sign of a difference is comparable with the paper's, not its size.
+- *nouns (for ImageNet-1k)*: measured on the data set nouns, a stand-in for ImageNet-1k. Of such a
+  difference, only the sign is comparable with the paper's, not the size.
 - For a ratio of times, the range over the rounds of measurement replaces the interval.
 """
 SEEDS = """\
@@ -88,9 +89,9 @@ def judge(
     return Verdict(claim, measured, "does not hold", f"{because} {bound:g}")
 
 
-def as_csv(verdicts: Iterable[Verdict]) -> str:
+def as_csv(verdicts: Iterable[Verdict], settings: ClaimsSettings) -> str:
     """CSV with one line per claim; differences are in points, ratios plain."""
-    records = [_record(verdict) for verdict in verdicts]
+    records = [_record(verdict, settings) for verdict in verdicts]
     return pl.DataFrame(records, infer_schema_length=None).write_csv(float_precision=2)
 
 
@@ -107,30 +108,31 @@ def as_markdown(verdicts: Sequence[Verdict], settings: ClaimsSettings) -> str:
         untested=untested,
         seeds=SEEDS if several else "",
     )
-    return f"{preamble}\n{claims_table(verdicts, settings.datasets)}"
+    return f"{preamble}\n{claims_table(verdicts, settings)}"
 
 
-def claims_table(verdicts: Iterable[Verdict], datasets: Mapping[str, str]) -> str:
+def claims_table(verdicts: Iterable[Verdict], settings: ClaimsSettings | TableSettings) -> str:
     """Markdown table with one line per claim.
 
     Args:
         verdicts: one per claim.
-        datasets: benchmark -> data set that was measured.
+        settings: say what was measured.
     """
     head = ["claim", "source", "paper", "measured", "verdict"]
     rule = ["---", "---", "---:", "---:", "---"]
-    lines = [_line(verdict, datasets) for verdict in verdicts]
+    lines = [_line(verdict, settings) for verdict in verdicts]
     return markdown_table([head, rule, *lines])
 
 
-def _record(verdict: Verdict) -> dict[str, Any]:
+def _record(verdict: Verdict, settings: ClaimsSettings) -> dict[str, Any]:
     claim = verdict.claim
     return {
         "claim": claim.text,
         "where": claim.where,
         "better": claim.better,
         "worse": claim.worse,
-        "measures": "; ".join(f"{m.benchmark} {m.metric}" for m in claim.measures),
+        "measures": "; ".join(f"{_called(m, settings)} {m.metric}" for m in claim.measures),
+        "measured in": _compared_in(claim, settings) if claim.measures else claim.ratio,
         "ratio": claim.ratio,
         "paper": claim.reported,
         **{key: getattr(verdict.measured, key, None) for key in Estimate._fields},
@@ -139,13 +141,13 @@ def _record(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:
+def _line(verdict: Verdict, settings: ClaimsSettings | TableSettings) -> Sequence[str]:
     claim, measured = verdict.claim, verdict.measured
     paper = "" if claim.reported is None else _amount(claim, claim.reported)
     text = claim.text
     if claim.measures:
         compared = f"{claim.better} vs. {claim.worse}"
-        text += f"<br><sub>{compared}: {_compared_in(claim, datasets)}</sub>"
+        text += f"<br><sub>{compared}: {_compared_in(claim, settings)}</sub>"
     if claim.knows is not None:
         text += f"<br><sub>{compared_probes(claim.knows)}</sub>"
     if measured is None:
@@ -156,15 +158,20 @@ def _line(verdict: Verdict, datasets: Mapping[str, str]) -> Sequence[str]:
     return text, claim.where, paper, value, f"**{verdict.word}**: {verdict.because}"
 
 
-def _compared_in(claim: Claim, datasets: Mapping[str, str]) -> str:
-    """Benchmarks with their data sets and metrics; of many, their number and both ends."""
+def _called(measure: Measure, settings: ClaimsSettings | TableSettings) -> str:
+    return names.of_measures(measure.benchmark, [measure], settings.datasets, settings.stand_ins)
+
+
+def _compared_in(claim: Claim, settings: ClaimsSettings | TableSettings) -> str:
+    """What was measured and its metrics; of many, their number and both ends."""
     metrics: dict[str, list[str]] = {}
     for measure in claim.measures:
-        metrics.setdefault(measure.benchmark, []).append(metric_name(measure.metric))
+        called = _called(measure, settings)
+        metrics.setdefault(called, []).append(metric_name(measure.metric))
     if len(metrics) > MOST_NAMED:
         return f"mean of {len(claim.measures)}, from {next(iter(metrics))} to {list(metrics)[-1]}"
     mean = "mean of " if len(claim.measures) > 1 else ""
-    texts = (f"{b} [{datasets[b]}] {' and '.join(names)}" for b, names in metrics.items())
+    texts = (f"{called} {' and '.join(each)}" for called, each in metrics.items())
     return mean + ", ".join(texts)
 
 

@@ -52,7 +52,7 @@ def model_card(
 
 
 def eval_results(records: Sequence[Mapping[str, Any]]) -> Iterator[EvalResult]:
-    """Every metric under the data set that was measured, which may be a stand-in, in percent."""
+    """Every metric in percent, under the data set that was measured, a stand-in or not."""
     for record in records:
         arguments = {name: record[name] for name in ("facets", "negatives") if record.get(name)}
         for name, metric in record["metrics"].items():
@@ -106,25 +106,34 @@ print(images @ texts.T)
 
 ## Results
 
-In percent, on the benchmarks of the study that the tower was trained in, with the data set that was
-measured for each. Data sets of the demo study are stand-ins drawn by a program: their numbers say
-nothing about photographs.
+In percent, on the benchmarks of the study that the tower was trained in.{_stand_ins(records)}
 
 {_table(records)}"""
+
+
+def _stand_ins(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the name of a stand-in says, for the first one among the results."""
+    for record in records:
+        if record["name"] != record["benchmark"]:
+            return (
+                f"\n*{record['name']}*: measured on the data set `{record['dataset']}`, which only "
+                f"stands in for\n{record['benchmark']}; the number says nothing about "
+                f"{record['benchmark']} itself."
+            )
+    return ""
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
-            record["benchmark"],
+            record["name"],
             metric_name(name),
             f"{metric['value']:.1f}",
             f"{metric['low']:.1f} to {metric['high']:.1f}",
-            record["dataset"],
         ]
         for record in records
         for name, metric in record["metrics"].items()
     ]
-    head = ["benchmark", "metric", "%", "95 % interval", "data set"]
-    rule = ["---", "---", "---:", "---:", "---"]
+    head = ["benchmark", "metric", "%", "95 % interval"]
+    rule = ["---", "---", "---:", "---:"]
     return markdown_table([head, rule, *rows]) if rows else "None.\n"

@@ -9,13 +9,12 @@ import polars as pl
 from flame.report.markdown import bullet_list, markdown_table, metric_name
 from flame.report.reported import matching, number
 from flame.report.results import Estimate, Results
+from flame.study import names
 from flame.study.schema.tables import Column, Row, Table
-from flame.study.settings import TableSettings
+from flame.study.settings import FigureSettings, TableSettings
 
-MEASURED = """\
-Results of the *{study}* study, in percent. The data set in italics below each benchmark is the one
-that was measured; if it is not the benchmark itself, it is a stand-in for it.
-"""
+MEASURED = "Results of the *{study}* study, in percent.\n"
+STAND_INS = "*{name}*: measured on {dataset}, which stands in for {benchmark}.\n"
 INTERVALS = "Small print below a measured number: 95 % bootstrap interval over the queries."
 SEEDS = "Runs trained with several seeds: mean ± standard deviation over the seeds."
 GAINS = (
@@ -88,14 +87,13 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
     several = any(len(names) > 1 for names in settings.runs.values())
     gains = any(row.gain_over for row in table.rows)
     for column, column_cells in zip(table.columns, zip(*cells, strict=True), strict=True):
-        name = f"{column.benchmark} {column.metric}"
-        measured_on = "+".join(_datasets(column, settings))
-        measured = _numbers([cell.measured for cell in column_cells], name, several)
-        columns |= {f"{name} [{measured_on}]": measured.pop(name), **measured}
-        columns[f"{name} paper"] = [cell.paper for cell in column_cells]
+        name = f"{column_name(column, settings)} {column.metric}"
+        printed = f"{column.benchmark} {column.metric}"
+        columns |= _numbers([cell.measured for cell in column_cells], name, several)
+        columns[f"{printed} paper"] = [cell.paper for cell in column_cells]
         if gains:
             columns |= _numbers([cell.gain for cell in column_cells], f"{name} gain", several)
-            columns[f"{name} gain paper"] = [cell.paper_gain for cell in column_cells]
+            columns[f"{printed} gain paper"] = [cell.paper_gain for cell in column_cells]
     return pl.DataFrame(columns, strict=False).write_csv(float_precision=1)
 
 
@@ -114,15 +112,27 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
             texts = (_paper(v[i], c) for v, c in zip(papers, cells[i], strict=True))
             label = f"{row.label} <sub>(reported)</sub>" if row.run is None else "<sub>paper</sub>"
             lines.append([label, *texts])
-    head = MEASURED.format(study=settings.study)
+    head = MEASURED.format(study=settings.study) + _example(settings)
     notes = bullet_list(_notes(settings))
     return f"**{table.title}**\n\n{head}\n{markdown_table(lines)}\n{notes}"
 
 
-def measured_on(column: Column, settings: TableSettings) -> str:
-    """Data set of a column, or `mean of n`."""
-    num = len(column.measures)
-    return f"mean of {num}" if num > 1 else _datasets(column, settings)[0]
+def column_name(column: Column, settings: TableSettings | FigureSettings) -> str:
+    """What was measured in a column, such as `nouns (for ImageNet-1k)`."""
+    return names.of_measures(
+        column.benchmark, column.measures, settings.datasets, settings.stand_ins
+    )
+
+
+def _example(settings: TableSettings) -> str:
+    """What the name of a stand-in says, for the first one in the table."""
+    for measure in settings.table.measures:
+        benchmark = measure.benchmark
+        if benchmark in settings.stand_ins:
+            dataset = settings.datasets[benchmark]
+            name = names.called(benchmark, [dataset], stand_in=True)
+            return STAND_INS.format(name=name, dataset=dataset, benchmark=benchmark)
+    return ""
 
 
 def _numbers(
@@ -139,17 +149,16 @@ def _numbers(
 
 
 def _head(settings: TableSettings) -> list[list[str]]:
-    """The first four rows: benchmarks, alignments, data sets, metrics."""
+    """The first three rows: benchmarks, alignments, metrics."""
     table = settings.table
-    benchmarks, datasets = [table.row_header], [""]
-    for benchmark, group in groupby(table.columns, key=lambda column: column.benchmark):
+    benchmarks = [table.row_header]
+    for _, group in groupby(table.columns, key=lambda column: column.benchmark):
         column, *others = group
         # Markdown cannot merge cells: the name of a group stands over its first column.
-        benchmarks += [benchmark] + [""] * len(others)
-        datasets += [f"*{measured_on(column, settings)}*"] + [""] * len(others)
+        benchmarks += [column_name(column, settings)] + [""] * len(others)
     rule = ["---"] + ["---:"] * len(table.columns)
     metrics = ["", *(metric_name(column.metric) for column in table.columns)]
-    return [benchmarks, rule, datasets, metrics]
+    return [benchmarks, rule, metrics]
 
 
 def _measured(value: str, cell: Cell) -> str:
@@ -182,20 +191,17 @@ def _notes(settings: TableSettings) -> Iterable[str]:
     yield BEST
     for column in {column.benchmark: column for column in settings.table.columns}.values():
         if len(column.measures) > 1:
-            yield f"*{column.benchmark}*: mean of {', '.join(_members(column, settings))}."
+            name = column_name(column, settings)
+            yield f"*{name}*: mean of {', '.join(_members(column, settings))}."
 
 
 def _members(column: Column, settings: TableSettings) -> list[str]:
-    """Data sets of a mean, each with its metric if the metrics differ."""
-    measures = column.measures
+    """Benchmarks of a mean, each with its metric if the metrics differ."""
+    measures, given = column.measures, (settings.datasets, settings.stand_ins)
+    each = [names.of_measures(m.benchmark, [m], *given) for m in measures]
     if len({measure.metric for measure in measures}) == 1:
-        return [settings.datasets[measure.benchmark] for measure in measures]
-    return [f"{settings.datasets[m.benchmark]} {metric_name(m.metric)}" for m in measures]
-
-
-def _datasets(column: Column, settings: TableSettings) -> list[str]:
-    """Data sets of a column, without duplicates."""
-    return list(dict.fromkeys(settings.datasets[m.benchmark] for m in column.measures))
+        return each
+    return [f"{name} {metric_name(m.metric)}" for name, m in zip(each, measures, strict=True)]
 
 
 def _emphasize_best(values: Sequence[float | None]) -> list[str]:

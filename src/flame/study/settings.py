@@ -177,6 +177,10 @@ class Question(Section):
     """A benchmark, resolved for one run."""
 
     benchmark: str
+    name: str = Field(
+        default_factory=lambda given: given.get("benchmark", ""),
+        description="what it is called: `nouns (for ImageNet-1k)`; by default the benchmark",
+    )
     task: str
     dataset: str
     captions: str | None = None
@@ -210,6 +214,10 @@ class FewShotSettings(Section):
 
     run: str
     benchmark: str
+    name: str = Field(
+        default_factory=lambda given: given.get("benchmark", ""),
+        description="what it is called: `nouns (for MiniImageNet)`; by default the benchmark",
+    )
     dataset: str
     captions: str = Field(description="training caption kind whose center and length are used")
     fewshot: FewShot
@@ -249,6 +257,9 @@ class _Compared(Section):
 
     study: str
     datasets: dict[str, str] = Field(description="benchmark -> data set")
+    stand_ins: tuple[str, ...] = Field(
+        default=(), description="benchmarks whose data set only stands in for them"
+    )
     runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one per seed")
     bootstrap: Bootstrap
     version: int

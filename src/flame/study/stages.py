@@ -144,6 +144,7 @@ def fewshot(study: Study, training: str, benchmark: str) -> FewShotSettings:
     return FewShotSettings(
         run=training,
         benchmark=benchmark,
+        name=study.name_of(benchmark),
         dataset=chosen.dataset,
         captions=chosen.captions,
         fewshot=chosen.fewshot,
@@ -243,10 +244,11 @@ def export(study: Study, training: str) -> ExportSettings:
 def table(study: Study, name: str) -> TableSettings:
     """Settings of one table."""
     chosen, below = study.tables[name], study.claims_under(name)
+    rows = tuple(row.model_copy(update={"label": study.label_of(row)}) for row in chosen.rows)
     return TableSettings(
         study=study.study,
         name=name,
-        table=chosen,
+        table=chosen.model_copy(update={"rows": rows}),
         claims=below,
         version=VERSION["table"],
         **_named(study, below, chosen.runs, chosen.measures),
@@ -307,6 +309,7 @@ def _named(
     benchmarks = [m.benchmark for m in [*measures, *(m for c in below for m in c.measures)]]
     return {
         "datasets": {b: study.benchmarks[b].dataset for b in dict.fromkeys(benchmarks)},
+        "stand_ins": tuple(filter(study.is_stand_in, dict.fromkeys(benchmarks))),
         "runs": {run: study.replicas(run) for run in dict.fromkeys(runs)},
         "bootstrap": study.bootstrap,
     }

@@ -7,6 +7,7 @@ from typing import TypeGuard
 
 from pydantic import Field
 
+from flame.study import names
 from flame.study.schema.benchmarks import FEWSHOT, Benchmark, Bootstrap, Evaluation, Overhead
 from flame.study.schema.data import Captioner, Dataset, PublishedCaptions
 from flame.study.schema.figures import Figure
@@ -24,7 +25,7 @@ from flame.study.schema.runs import (
     Validation,
 )
 from flame.study.schema.section import Section
-from flame.study.schema.tables import AppendixTable, Claim, Measure, Table
+from flame.study.schema.tables import AppendixTable, Claim, Measure, Row, Table
 from flame.study.settings import Question
 
 
@@ -244,6 +245,25 @@ class Study(Section):
 
     # --- benchmarks and results -------------------------------------------------------------
 
+    def is_stand_in(self, benchmark: str) -> bool:
+        """Whether the data set of a benchmark only stands in for the one of its name."""
+        chosen = self.benchmarks[benchmark]
+        drawn = self.datasets[chosen.dataset].drawn
+        return drawn if chosen.stand_in is None else chosen.stand_in
+
+    def name_of(self, benchmark: str) -> str:
+        """What a benchmark is called beside a measured number."""
+        measured = [self.benchmarks[benchmark].dataset]
+        return names.called(benchmark, measured, stand_in=self.is_stand_in(benchmark))
+
+    def label_of(self, row: Row) -> str:
+        """Label of a row, with the training set of its run."""
+        run = self.runs.get(row.run) if row.run else None
+        if row.run is None or run is None or isinstance(run, PretrainedRun):
+            return names.in_label(row.label, None, stand_in=False)
+        dataset = self.dataset_of(row.run)
+        return names.in_label(row.label, dataset, stand_in=self.datasets[dataset].drawn)
+
     def evaluated_in(self, benchmark: str) -> str:
         """Bundle that a benchmark is evaluated in: of its data set, or of a probe's training set.
 
@@ -259,6 +279,7 @@ class Study(Section):
         return tuple(
             Question(
                 benchmark=name,
+                name=self.name_of(name),
                 task=benchmark.task,
                 dataset=benchmark.dataset,
                 captions=benchmark.captions,

@@ -63,6 +63,7 @@ class Card:
         needs: manual steps: a token, a form, files to place.
         notes: split, captions and templates of the protocol, and how other protocols differ.
         used_in: tables and figures of the paper.
+        drawn: whether a program draws it, so that it only stands in for a benchmark of the field.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Card:
     needs: str = "nothing"
     notes: str = ""
     used_in: str = ""
+    drawn: bool = False
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flame.report.figures import GREY, PALETTE, canvas, read
 from flame.report.markdown import metric_name
+from flame.report.results_table import column_name
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Column, Measure
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 SPREAD = 0.22  # horizontal offset between draws, in prompts, so that intervals do not overlap
 WIDTH = 22  # characters per title line: panels are side by side
 NOTE = (
-    "Circles: single draws of the prompts, with 95 % intervals over queries. Line: mean over"
-    " draws. In brackets: the data set that was evaluated."
+    "Circles: single draws of the prompts, with 95 % intervals over queries. Line: mean over draws."
 )
 
 
@@ -92,8 +92,6 @@ def _panel(axes: "Axes", drawn: "dict[int, list[Estimate]]") -> None:
 
 
 def _title(column: Column, settings: "FigureSettings") -> str:
-    """Benchmark, its stand-in, metric."""
-    sets = list(dict.fromkeys(settings.datasets[measure.benchmark] for measure in column.measures))
-    measured = " and ".join(sets) if len(sets) < 3 else f"mean of {len(sets)} sets"
-    lines = [*wrap(column.benchmark, WIDTH), *wrap(f"[{measured}]", WIDTH)]
+    """What was measured, and the metric."""
+    lines = wrap(column_name(column, settings), WIDTH, break_on_hyphens=False)
     return "\n".join([*lines, f"{metric_name(column.metric, spelled_out=True)}, %"])

@@ -68,6 +68,11 @@ class Benchmark(Section):
         default=None, description="of its texts, for towers that need to know it (NLLB-CLIP)"
     )
     fewshot: FewShot | None = Field(default=None, description="settings of the task `fewshot`")
+    stand_in: bool | None = Field(
+        default=None,
+        description="whether the data set stands in for a benchmark of this name; null: if a "
+        "program draws it",
+    )
 
     @model_validator(mode="after")
     def _check_task(self) -> "Benchmark":

@@ -46,6 +46,11 @@ class Dataset(Section):
         return self
 
     @property
+    def drawn(self) -> bool:
+        """Whether a program draws it."""
+        return bool(dataset_modules.module(self.source).CARD.drawn)
+
+    @property
     def images(self) -> int:
         """Expected number of images."""
         module = dataset_modules.module(self.source)

@@ -41,6 +41,7 @@ CARD = Card(
     notes="Stands in for the training sets and benchmarks of the paper in the demo study. "
     "Nothing but the packages is downloaded; every split is a random stream of its own.",
     used_in="all of the demo study",
+    drawn=True,
 )
 
 ATTRIBUTES = (*Scene.__dataclass_fields__, "mood")
