@@ -132,7 +132,7 @@ def _record(verdict: Verdict, settings: ClaimsSettings) -> dict[str, Any]:
         "better": claim.better,
         "worse": claim.worse,
         "measures": "; ".join(f"{_called(m, settings)} {m.metric}" for m in claim.measures),
-        "measured in": _compared_in(claim, settings) if claim.measures else claim.ratio,
+        "measured in": _measured_in(claim, settings),
         "ratio": claim.ratio,
         "paper": claim.reported,
         **{key: getattr(verdict.measured, key, None) for key in Estimate._fields},
@@ -160,6 +160,12 @@ def _line(verdict: Verdict, settings: ClaimsSettings | TableSettings) -> Sequenc
 
 def _called(measure: Measure, settings: ClaimsSettings | TableSettings) -> str:
     return names.of_measures(measure.benchmark, [measure], settings.datasets, settings.stand_ins)
+
+
+def _measured_in(claim: Claim, settings: ClaimsSettings) -> str | None:
+    if claim.knows is not None:
+        return compared_probes(claim.knows)
+    return _compared_in(claim, settings) if claim.measures else claim.ratio
 
 
 def _compared_in(claim: Claim, settings: ClaimsSettings | TableSettings) -> str:
