@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from flame.evaluation.bootstrap import interval
 from flame.study.schema.benchmarks import Bootstrap
@@ -70,15 +71,18 @@ def files(tmp_path: Path) -> list[tuple[Path, Path]]:
     return [write(tmp_path, run, answers) for run, answers in MEASURED.items()]
 
 
-def fill(files, rows, columns, match=None, *, seeds: int = 1, claims=()) -> tuple[str, str]:
+def fill(
+    files, rows, columns, match=None, *, seeds: int = 1, claims=(), reported="reported.csv"
+) -> tuple[str, str]:
     folder = files[0][0].parent
-    csv, markdown, reported = (folder / name for name in ("t.csv", "t.md", "reported.csv"))
+    csv, markdown = (folder / name for name in ("t.csv", "t.md"))
+    file = None if reported is None else folder / reported
     values = {
         "title": "Table 6: prompts.",
         "row_header": "prompts",
         "rows": rows,
         "columns": columns,
-        "reported": {"file": str(reported), "match": match or {"table": "Table 6"}},
+        "reported": file and {"file": str(file), "match": match or {"table": "Table 6"}},
     }
     settings = TableSettings(
         study="tiny",
@@ -91,7 +95,7 @@ def fill(files, rows, columns, match=None, *, seeds: int = 1, claims=()) -> tupl
         bootstrap=Bootstrap(),
         version=1,
     )
-    fill_table([f[0] for f in files], [f[1] for f in files], reported, csv, markdown, settings)
+    fill_table([f[0] for f in files], [f[1] for f in files], csv, markdown, settings, file)
     return csv.read_text(), markdown.read_text()
 
 
@@ -114,6 +118,18 @@ def test_csv_has_value_interval_and_reported_number_of_each_column(files):
     low, high = interval([10], [40], resamples=1000, seed=0)
     assert csv.row(0)[:5] == (1, 25.0, round(100 * low, 1), round(100 * high, 1), 35.7)
     assert csv["scenes-short (for COCO) t2i_r@1"].to_list() == [45.0, 40.0]
+
+
+def test_a_table_of_our_own_has_no_numbers_of_the_paper(files):
+    rows = [{key: value for key, value in row.items() if key != "reported"} for row in (ONE, SEVEN)]
+    csv, markdown = fill(files, rows, [I2T], reported=None)
+    name = "scenes-short (for COCO) i2t_r@1"
+    assert pl.read_csv(StringIO(csv)).columns == [
+        *("prompts", name, f"{name} 95% low", f"{name} 95% high")
+    ]
+    assert "paper" not in markdown
+    with pytest.raises(ValidationError, match="the table names no file of reported numbers"):
+        fill(files, [{**ONE, "reported": {"prompts": 1}}], [I2T], reported=None)
 
 
 def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(files):

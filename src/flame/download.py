@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel
 
 from flame.data import attributes, captions, hub
-from flame.data.datasets import Sample, Skipped, module
+from flame.data.datasets import Sample, Skipped, module, version
 from flame.data.pixels import RANGELESS
+from flame.data.reading import INDEX, MORE
 from flame.data.shards import EXTENSIONS, ShardWriter
 from flame.runtime import command, progress
 from flame.runtime.checksums import seal
@@ -53,7 +54,7 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         "source": source,
         "options": chosen.model_dump(mode="json"),
         "seed": seed,
-        "version": VERSION["download"],
+        "version": VERSION["download"] + version(source),
         "from": reader.CARD.source,
         "licence": reader.CARD.licence,
     }
@@ -82,9 +83,8 @@ def dataset(source: str, options: str, seed: int, out: Path, *, max_skipped: flo
         manifest["skipped"] = [asdict(each) for each in skipped]
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         captions.add_checksums(folder / captions.FILE)
-        sealed = [captions.FILE, captions.CHECKSUMS, "index.parquet", "manifest.json"]
-        if (folder / attributes.FILE).exists():
-            sealed.append(attributes.FILE)
+        sealed = [captions.FILE, captions.CHECKSUMS, INDEX, "manifest.json"]
+        sealed += [name for name in (attributes.FILE, MORE) if (folder / name).exists()]
         seal(folder, sealed)
 
 

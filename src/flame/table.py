@@ -39,25 +39,27 @@ from flame.study.settings import (
 def fill_table(
     metrics: list[Path],
     hits: list[Path],
-    reported: Path,
     csv: Path,
     markdown: Path,
     settings: TableSettings,
+    reported: Path | None = None,
 ) -> None:
-    """Fill one table of the paper.
+    """Fill one table of the paper, or of our own.
 
     Args:
         metrics: JSON files of the evaluate and few-shot stages.
         hits: the Parquet file beside each of them.
-        reported: CSV with the paper's numbers, one per row.
         csv: CSV to write. Per column: the value, both ends of its interval, the paper's number. A
             table with a tolerance has one line per number instead, with a verdict.
         markdown: Markdown to write: the same, with the claims of the paper that belong to the
             table.
         settings: rows, columns and claims.
+        reported: CSV with the paper's numbers, one per row.
     """
     measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
-    printed = read(reported, settings.table.reported)
+    printed = None
+    if reported is not None and settings.table.reported is not None:
+        printed = read(reported, settings.table.reported)
     cells = results_table.fill(measured, printed, settings.table)
     form = results_table if settings.table.tolerance is None else check_table
     text = form.as_markdown(cells, settings)

@@ -239,7 +239,7 @@ def _monitor(asked: Monitoring, training: Trainer, about: Mapping[str, Any]) -> 
         from flame.evaluation.validation import Validation
 
         validate = Validation(
-            training.tower,
+            training.result,
             asked.validation,
             asked.validation_datasets,
             asked.validation_stores,
@@ -270,7 +270,7 @@ def _save(training: Trainer, folder: Path, about: Mapping[str, Any]) -> None:
         "loss": training.loss,
         "versions": {"flame": __version__} | {name: version(name) for name in ("torch", "timm")},
     }
-    save(training.tower, folder, {**record, **about})
+    save(training.result, folder, {**record, **about})
 
 
 def _finish(training: Trainer, about: Mapping[str, Any]) -> None:

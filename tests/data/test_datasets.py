@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -28,13 +28,13 @@ FACETS = {
 }
 BARE = {"raw": 0, "short": 0, "long": 0}
 EDITS = sorted(set(words.WORDS["compose"]) - {"winoground"})
-# sha256 of pixels and of texts, as they were before there were languages and edits.
-FIRST_DIGESTS = {
-    "train": "a58ce0d6e5e1d96d",
-    "people": "b162a2ee4b8ba383",
-    "hard": "d1965969214a7b0a",
-    "animals": "81f5e2c04d00e223",
-    "moods": "779395861d77827a",
+# sha256 of pixels and of texts.
+DIGESTS = {
+    "train": "f848bf9092e77947",
+    "people": "e44c55e0a25463b1",
+    "hard": "cef173665694841e",
+    "animals": "22d8167047614fed",
+    "moods": "e9f2e77b632d779d",
 }
 
 
@@ -94,7 +94,7 @@ def test_long_caption_names_every_facet(grammars):
     rng = Random(0)
     for scene in points():
         text = captions._long(scene, grammars, rng).lower()
-        assert 40 <= len(text.split()) <= 75
+        assert 40 <= len(text.split()) <= 85
         for facet, section in FACETS.items():
             synonyms = words.WORDS[section][getattr(scene, facet)]["words"]
             assert any(word in text for word in synonyms), (facet, text)
@@ -176,12 +176,34 @@ def test_people_and_only_people_act():
     assert 0.65 < sum(scene.action is not None for scene in found) / 1000 < 0.75
 
 
-def test_hard_groups_share_main_object_and_place_and_nothing_else_surely():
-    found = iter(points(200, hard_groups=4))
+@pytest.mark.parametrize(
+    "differ",
+    [("minor",), ("relation",), ("minor_tint",), ("minor", "minor_tint", "relation", "weather")],
+)
+def test_scenes_of_a_group_share_all_but_what_they_differ_in(differ):
+    found = iter(points(200, differ=differ))
+    others = set()
     while group := list(islice(found, 4)):
-        assert len({(scene.noun, scene.place) for scene in group}) == 1
-        assert len({scene.tint for scene in group}) == 4
-        assert len({astuple(scene) for scene in group}) == 4
+        assert len({getattr(scene, differ[0]) for scene in group}) == 4
+        for facet in asdict(group[0]):
+            values = {getattr(scene, facet) for scene in group}
+            assert facet in differ or len(values) == 1
+            others |= {facet} if len(values) > 1 else set()
+        assert all(scene.minor in words.MINORS and scene.minor != scene.noun for scene in group)
+    assert others == set(differ)
+
+
+def test_keys_name_the_groups():
+    made = scenes.read(Path(), options(images=8, differ=["minor"]), seed=0)
+    assert [sample.key for sample in made][2:6] == [
+        *("train-000000-2", "train-000000-3", "train-000001-0", "train-000001-1")
+    ]
+
+
+def test_drawings_of_a_scene_differ_in_pixels_only(samples):
+    drawn = list(scenes.read(Path(), options(drawings=3), seed=0))
+    assert [sample.captions for sample in drawn] == [sample.captions for sample in samples]
+    assert {len({sample.image, *sample.more}) for sample in drawn} == {3}
 
 
 def test_a_few_images_have_one_more_short_caption():
@@ -201,7 +223,10 @@ def test_a_few_images_have_one_more_short_caption():
         ({"classify": "color"}, "classify"),
         ({"tints": 8}, "tints"),
         ({"split": "a.b"}, "split"),
-        ({"classify": "tint", "hard_groups": 4}, "excludes classify"),
+        ({"classify": "tint", "differ": ["minor"]}, "excludes classify"),
+        ({"differ": ["place"]}, "differ"),
+        ({"differ": ["relation"], "group": 5}, "differ in 'relation' in 4 ways only"),
+        ({"differ": ["minor"], "images": 42}, "images 42 are not whole groups of 4"),
         ({"classify": "action", "members": "food"}, "'food' have no actions"),
         ({"language": "xx"}, "language"),
         ({"language": "ru", "long": 1}, "raw is English only, not 'ru'"),
@@ -214,7 +239,7 @@ def test_a_few_images_have_one_more_short_caption():
         ({"compose": "swap_obj"}, "compose 'swap_obj' excludes raw 1"),
         (BARE | {"compose": "add_att", "long": 2}, "excludes long 2"),
         (BARE | {"compose": "add_att", "classify": "noun"}, "excludes classify 'noun'"),
-        (BARE | {"compose": "add_att", "hard_groups": 4}, "excludes hard_groups 4"),
+        (BARE | {"compose": "add_att", "differ": ["minor"]}, "excludes differ"),
         (BARE | {"compose": "add_att", "people": 0.5}, "excludes people 0.5"),
         (BARE | {"compose": "add_att", "members": "person"}, "shows objects, not members 'person'"),
         (BARE | {"compose": "winoground", "images": 5}, "images 5 is odd"),
@@ -253,7 +278,7 @@ def test_every_facet_changes_the_picture():
     [
         {"split": "train", "images": 20, "raw": 2, "short": 2, "extra_short": 0.3, "long": 2},
         {"split": "people", "images": 20, "short": 5, "people": 0.8},
-        {"split": "hard", "images": 20, "long": 1, "grammars": "held-out", "hard_groups": 4},
+        {"split": "hard", "images": 20, "long": 1, "grammars": "held-out", "differ": ["minor"]},
         {"split": "animals", "images": 20, "classify": "noun", "members": "animal"},
         {"split": "moods", "images": 20, "classify": "mood"},
     ],
@@ -265,7 +290,7 @@ def test_sets_are_what_they_were(asked):
     for sample in scenes.read(Path(), made, 0):
         digest.update(Image.open(io.BytesIO(sample.image)).tobytes())
         digest.update(json.dumps([sample.key, sample.captions, sample.label]).encode())
-    assert digest.hexdigest()[:16] == FIRST_DIGESTS[made.split]
+    assert digest.hexdigest()[:16] == DIGESTS[made.split]
 
 
 def test_a_training_split_has_the_classes_of_its_test_split_in_equal_numbers():

@@ -93,6 +93,28 @@ def test_same_samples_give_the_same_files(tmp_path):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
+def test_further_images_of_a_key_are_read_by_number(tmp_path):
+    drawings = [[encoded(picture(10 * i + number)) for number in range(3)] for i in range(3)]
+    made = [
+        Sample(f"k{i}", first, {}, more=tuple(more)) for i, (first, *more) in enumerate(drawings)
+    ]
+    assert write(tmp_path, made).close() == {"images": 3, "captions": 0, "shards": 2}
+    with tarfile.open(tmp_path / "shard-00000.tar") as tar:
+        assert tar.getnames()[:3] == ["k0.png", "k0.1.png", "k0.2.png"]
+    reader = ImageReader(tmp_path)
+    assert (len(reader), reader.drawings) == (3, 3)
+    for drawing in range(3):
+        read = reader.request(np.array([2, 0]), 8, drawing=drawing)()
+        for pixels, i in zip(read, (2, 0), strict=True):
+            np.testing.assert_array_equal(pixels.transpose(1, 2, 0), picture(10 * i + drawing))
+
+
+def test_samples_have_the_same_number_of_images(tmp_path):
+    image = encoded(picture(0))
+    with pytest.raises(ValueError, match="'b' has 1 further images, others 0"):
+        write(tmp_path, [Sample("a", image, {}), Sample("b", image, {}, more=(image,))])
+
+
 @pytest.mark.parametrize("key", ["a.b", "a/b", "a"])
 def test_bad_keys_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match=f"'{key}' is a duplicate or contains"):

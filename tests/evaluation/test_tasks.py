@@ -11,7 +11,7 @@ from clip_benchmark.metrics import (
 )
 
 from flame.evaluation import tasks
-from flame.evaluation.tasks import Asked, Images, Texts, compose, probe, retrieval, zeroshot
+from flame.evaluation.tasks import Asked, Images, Texts, compose, probe, retrieval, within, zeroshot
 from flame.study.schema.benchmarks import FEWSHOT, task_names
 from flame.study.settings import Question
 
@@ -46,7 +46,7 @@ def normal(generator, rows, dim=16):
 
 def test_every_task_is_found_by_its_name():
     *modules, last = task_names()
-    assert {"compose", "probe", "retrieval", "zeroshot"} <= set(modules)
+    assert {"compose", "probe", "retrieval", "within", "zeroshot"} <= set(modules)
     assert (modules, last) == (sorted(modules), FEWSHOT)
     assert tasks.module("retrieval") is retrieval
     with pytest.raises(ValueError, match=r"'retrievel' \(did you mean 'retrieval'\?\)"):
@@ -209,6 +209,44 @@ def test_false_captions_on_paper():
     false[0] = torch.tensor([0.6, 0.8])
     answer = compose.evaluate(asked(("xyz", [None] * 3, images), ("xyz", true), ("yyzx", false)))
     assert hits_of(answer) == {"accuracy": [False, False, True]}
+
+
+def test_retrieval_within_groups_on_paper():
+    # Of group p all is right. In q both images find caption 0; each caption finds its image. The
+    # captions of p would be nearer to the images of q, but are not asked.
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.8, 0.6]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.0, 0.9]])
+    keys = ["p-0", "p-1", "q-0", "q-1"]
+    order = [3, 1, 0, 2]
+    answer = within.evaluate(
+        asked((keys, [None] * 4, images), ([keys[i] for i in order], texts[order]))
+    )
+    assert hits_of(answer) == {
+        "i2t_r@1": [True, True, True, False],
+        "t2i_r@1": [True, True, True, True],
+    }
+    assert answer.metrics["i2t_r@1"].best == ["p-0", "p-1", "q-0", "q-0"]
+    assert answer.metrics["t2i_r@1"].keys == keys
+    assert (answer.images, answer.texts, answer.unjoined) == (4, 4, 0)
+
+
+def test_retrieval_within_one_group_of_all_is_retrieval():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = signs(generator, 300), signs(generator, 300)
+    keys = [f"g-{i}" for i in range(300)]
+    question = asked((keys, [None] * 300, images), (keys, texts))
+    ours, theirs = hits_of(within.evaluate(question)), hits_of(retrieval.evaluate(question))
+    assert ours == {metric: theirs[metric] for metric in ours}
+
+
+def test_retrieval_within_groups_counts_what_does_not_join():
+    eye = torch.eye(5)
+    keys, captions = ["p-0", "p-1", "q-0", "q-1", "r-0"], ["p-0", "p-1", "q-0", "r-0"]
+    answer = within.evaluate(asked((keys, [None] * 5, eye), (captions, eye[:4])))
+    assert answer.metrics["i2t_r@1"].keys == ["p-0", "p-1"]
+    assert (answer.images, answer.texts, answer.unjoined) == (2, 2, 5)
+    with pytest.raises(ValueError, match=r"no group of 'd' has all its captions: .*'x'"):
+        within.evaluate(asked((keys, [None] * 5, eye), (["x"], eye[:1])))
 
 
 def test_compose_counts_what_does_not_join():

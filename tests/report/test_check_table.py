@@ -66,7 +66,7 @@ def checked(folder: Path, rows, columns, tolerance=0.5, **hits: int) -> tuple[li
         version=1,
     )
     out = folder / "t.csv", folder / "t.md"
-    fill_table([f[0] for f in files], [f[1] for f in files], folder / "sanity.csv", *out, settings)
+    fill_table([f[0] for f in files], [f[1] for f in files], *out, settings, folder / "sanity.csv")
     return pl.read_csv(out[0]).to_dicts(), out[1].read_text()
 
 

@@ -164,7 +164,10 @@ BAD = {
     "claim of no kind": (
         "claims/imagenet-cc3m",
         {"text": "x", "where": "y"},
-        ["claims.imagenet-cc3m: needs better, worse and measures, or ratio and above, or untested"],
+        [
+            "claims.imagenet-cc3m: needs better, worse and measures, or ratio and above, or knows, "
+            "or untested"
+        ],
     ),
     "unknown benchmark in a figure": (
         "figures/figure_d2/benchmark",

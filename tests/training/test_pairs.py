@@ -10,13 +10,13 @@ SIZE = 2
 
 
 class FakeImages:
-    """Image of key "7" is grey 7 everywhere."""
+    """Image of key "7" is grey 7 everywhere, its second drawing 107."""
 
-    def __init__(self, keys):
-        self.keys = [str(key) for key in keys]
+    def __init__(self, keys, drawings=1):
+        self.keys, self.drawings = [str(key) for key in keys], drawings
 
-    def request(self, indices, size, resize):
-        greys = np.array([int(self.keys[i]) for i in indices], np.uint8)
+    def request(self, indices, size, resize, drawing=0):
+        greys = np.array([int(self.keys[i]) + 100 * drawing for i in indices], np.uint8)
         return lambda: np.tile(greys[:, None, None, None], (1, 3, size, size))
 
 
@@ -32,11 +32,11 @@ class FakeStore:
         return lambda: np.array(rows, dtype=np.float16)
 
 
-def joined(images, max_skipped=0.0, cache_bytes=0, targets=None, **stores):
+def joined(images, max_skipped=0.0, cache_bytes=0, targets=None, drawings=1, **stores):
     targets = targets or dict.fromkeys(stores, ("a", "c"))
     fakes = {kind: FakeStore(keys) for kind, keys in stores.items()}
     return Pairs(
-        FakeImages(images),
+        FakeImages(images, drawings),
         fakes,
         targets,
         image_size=SIZE,
@@ -127,6 +127,16 @@ def test_all_captions_of_an_image_are_drawn_in_the_course_of_epochs():
         for key, text in zip(keys(batches[step]), batches[step].texts.flatten(), strict=True):
             drawn[key].add(int(text))
     assert drawn == {1: {0, 2, 3}, 2: {1}}
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_an_epoch_shows_one_drawing_of_each_image(cache_bytes):
+    pairs = joined(range(6), drawings=2, cache_bytes=cache_bytes, raw=range(6))
+    assert pairs.cached == bool(cache_bytes)
+    batches = Batches(pairs, batch_size=3, epochs=3, seed=0)
+    for epoch, first in enumerate((0, 100, 0)):
+        shown = [key for batch in whole_epoch(batches, epoch) for key in keys(batch)]
+        assert sorted(shown) == list(range(first, first + 6))
 
 
 def test_processes_share_the_batch_of_one():

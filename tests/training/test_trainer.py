@@ -13,6 +13,7 @@ from flame.training.processes import Place
 from flame.training.trainer import Trainer
 from tests.training.test_processes import (
     BATCH,
+    CNN,
     DIM,
     SIZE,
     flame,
@@ -41,9 +42,9 @@ class RandomBatches:
         return Batch(images, texts * math.nan if step in self.broken else texts, torch.arange(3))
 
 
-def trainer_of(folder, broken=()):
+def trainer_of(folder, broken=(), **recipe):
     torch.manual_seed(0)
-    wanted, place = flame(), Place(0, 1, torch.device("cpu"))
+    wanted, place = flame(**recipe), Place(0, 1, torch.device("cpu"))
     return Trainer(create(wanted, DIM), RandomBatches(broken), wanted, folder, place)
 
 
@@ -73,6 +74,42 @@ def test_after_a_step_that_is_not_finite_no_step_changes_anything(tmp_path):
     assert all(map(torch.equal, state(trainer), before))
     with pytest.raises(ValueError, match=r"not finite: {'step': 3, .*; there is no checkpoint yet"):
         trainer.finish()
+
+
+def test_the_result_is_the_moving_average_of_the_weights(tmp_path):
+    trainer, plain = (
+        trainer_of(tmp_path, backbone=CNN, ema=0.75),
+        trainer_of(tmp_path, backbone=CNN),
+    )
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(4):
+        trainer.advance(trainer.batches[step])
+        plain.advance(plain.batches[step])
+        for name, now in trainer.tower.state_dict().items():
+            before = expected.get(name, now)
+            expected[name] = 0.75 * before + 0.25 * now if now.is_floating_point() else now.clone()
+    assert all(map(torch.equal, state(trainer), state(plain)))  # it changes no step
+    result = trainer.result.state_dict()
+    for name, value in expected.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(result[name], value)
+    assert not torch.equal(result["log_scale"], trainer.tower.log_scale)
+    assert plain.result is plain.tower
+
+
+def test_a_resumed_moving_average_is_that_of_an_undisturbed_run(tmp_path):
+    whole, first = (trainer_of(tmp_path, backbone=CNN, ema=0.75) for _ in range(2))
+    for step in range(6):
+        whole.advance(whole.batches[step])
+    for step in range(3):
+        first.advance(first.batches[step])
+    first._save()
+    second = trainer_of(tmp_path, backbone=CNN, ema=0.75)
+    assert second.step == 3
+    for step in range(3, 6):
+        second.advance(second.batches[step])
+    ends = [each.result.state_dict().values() for each in (second, whole)]
+    assert all(map(torch.equal, *ends))
 
 
 def test_run_reads_the_numbers_of_a_step_while_the_next_one_runs(tmp_path, monkeypatch):

@@ -109,19 +109,21 @@ def claims_overhead(wildcards, input):
 
 
 def reported(section):
-    """File of the paper's numbers; as in `program`, its place is no reason to rerun."""
+    """Flag of the paper's numbers, if any; as in `program`, its place is no reason to rerun."""
 
-    def path(wildcards, output):
-        return os.path.relpath(ROOT / getattr(study, section)[wildcards[0]].reported.file)
+    def flag(wildcards, output):
+        file = getattr(study, section)[wildcards[0]].reported
+        return ["--reported", os.path.relpath(ROOT / file.file)] if file else []
 
-    return path
+    return flag
 
 
 def reported_digest(section):
     """Digest of the paper's numbers: they are a reason."""
 
     def digest(wildcards):
-        return sha256(ROOT / getattr(study, section)[wildcards[0]].reported.file)
+        file = getattr(study, section)[wildcards[0]].reported
+        return sha256(ROOT / file.file) if file else ""
 
     return digest
 

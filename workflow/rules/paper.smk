@@ -24,7 +24,7 @@ rule table:
         settings=param("table", "settings"),
     shell:
         "{params.program} flame.table results --metrics {input.metrics} --hits {input.hits}"
-        " --reported {params.reported:q} --csv {output.csv} --markdown {output.markdown}"
+        " {params.reported:q} --csv {output.csv} --markdown {output.markdown}"
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
 
@@ -102,7 +102,7 @@ rule appendix:
         numbers=reported_digest("appendix"),
         settings=param("appendix", "settings"),
     shell:
-        "{params.program} flame.table appendix --reported {params.reported:q} --csv {output.csv}"
+        "{params.program} flame.table appendix {params.reported:q} --csv {output.csv}"
         " --markdown {output.markdown} --settings {params.settings:q} 2>&1 | tee {log}"
 
 

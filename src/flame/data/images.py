@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from flame.data.reading import INDEX, Places, Squares
+from flame.data.reading import INDEX, MORE, Places, Squares
 from flame.runtime.checksums import verified
 
 
@@ -21,6 +21,7 @@ class ImageReader:
 
     Attributes:
         keys: key of every image.
+        drawings: images of each key: the one of the index, and further ones with the same captions.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,6 +32,8 @@ class ImageReader:
         self._places = [index[name].to_numpy() for name in ("shard", "offset", "size")]
         has_sums = "crc32c" in index.columns  # absent in data sets of older versions
         self._checksums = index["crc32c"].to_numpy() if has_sums else None
+        self._more = self._further() if (root / MORE).exists() else None
+        self.drawings = 1 if self._more is None else 1 + len(self._more[0]) // len(index)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,17 +65,30 @@ class ImageReader:
         """
         return torch.from_numpy(self.request(np.asarray(indices), size, resize)())
 
-    def request(self, indices: np.ndarray, size: int, resize: str = "fit") -> Squares:
+    def request(
+        self, indices: np.ndarray, size: int, resize: str = "fit", drawing: int = 0
+    ) -> Squares:
         """A call that reads images and cuts them to a square, in this or another process.
 
         Args:
             indices: (B,) rows of the index.
             size: S; others are resized, bicubic.
             resize: how, a name of `flame.data.pixels.RESIZES`.
+            drawing: which image of each key, in [0, drawings).
         """
-        return Squares(self._of(indices), size, resize)
+        return Squares(self._of(indices, drawing), size, resize)
 
-    def _of(self, rows: np.ndarray) -> Places:
-        checksums = None if self._checksums is None else self._checksums[rows]
-        shards, offsets, sizes = (values[rows] for values in self._places)
-        return Places(self.root, rows, shards, offsets, sizes, checksums)
+    def _of(self, rows: np.ndarray, drawing: int = 0) -> Places:
+        places, checksums, at = self._places, self._checksums, rows
+        if drawing:
+            assert self._more is not None
+            *places, checksums = self._more
+            at = rows.astype(np.int64) * (self.drawings - 1) + drawing - 1
+        shards, offsets, sizes = (values[at] for values in places)
+        sums = None if checksums is None else checksums[at]
+        return Places(self.root, rows, shards, offsets, sizes, sums)
+
+    def _further(self) -> list[np.ndarray]:
+        """Places and checksums of the further images, those of a key one after the other."""
+        more = pl.read_parquet(verified(self.root / MORE))
+        return [more[name].to_numpy() for name in ("shard", "offset", "size", "crc32c")]

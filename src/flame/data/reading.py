@@ -16,6 +16,7 @@ from PIL import Image
 from flame.data.pixels import ImageError, decode, square
 
 INDEX = "index.parquet"
+MORE = "more.parquet"  # places of further images of each sample
 
 
 def shard_path(root: Path, shard: int) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 from flame.data import attributes, captions
 from flame.data.datasets import Sample
 from flame.data.pixels import ImageError
-from flame.data.reading import INDEX, shard_path
+from flame.data.reading import INDEX, MORE, shard_path
 
 COLUMNS = {
     "key": pl.String,
@@ -40,26 +40,37 @@ class ShardWriter:
         self.samples_per_shard = samples_per_shard
         self._keys: set[str] = set()
         self._pending: list[tuple[str, bytes]] = []
+        self._samples = 0  # of those that are pending
         self._offsets: list[tuple[int, int]] = []
         self._index: list[tuple[str, int, int, int, str | None, int]] = []
+        self._more: int | None = None  # further images of every sample
         self._captions: list[tuple[str, str, str, str]] = []
         self._attributes: list[tuple[str, Mapping[str, str | None]]] = []
         self._num_shards = 0
         root.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: Sample) -> None:
-        """Append an image and its captions.
+        """Append an image, further images of it, and their captions.
 
         Raises:
-            ImageError: the image is not a PNG or JPEG. Nothing was written; others may follow.
+            ImageError: an image is not a PNG or JPEG. Nothing was written; others may follow.
         """
         if sample.key in self._keys or "." in sample.key or "/" in sample.key:
             raise ValueError(f"key {sample.key!r} is a duplicate or contains '.' or '/'")
-        extension, width, height = _header(sample)
+        if self._more not in (None, len(sample.more)):
+            raise ValueError(
+                f"{sample.key!r} has {len(sample.more)} further images, others {self._more}"
+            )
+        headers = [_header(sample.key, image) for image in (sample.image, *sample.more)]
+        self._more = len(sample.more)
         self._keys.add(sample.key)
-        self._pending.append((f"{sample.key}.{extension}", sample.image))
-        checksum = google_crc32c.value(sample.image)
-        self._index.append((sample.key, len(sample.image), width, height, sample.label, checksum))
+        for number, image in enumerate((sample.image, *sample.more)):
+            extension, width, height = headers[number]
+            name = f"{sample.key}.{number}" if number else sample.key
+            self._pending.append((f"{name}.{extension}", image))
+            checksum = google_crc32c.value(image)
+            self._index.append((sample.key, len(image), width, height, sample.label, checksum))
+        self._samples += 1
         self._captions += [
             (sample.key, kind, text, "")
             for kind, texts in sample.captions.items()
@@ -67,7 +78,7 @@ class ShardWriter:
         ]
         if sample.attributes:
             self._attributes.append((sample.key, sample.attributes))
-        if len(self._pending) == self.samples_per_shard:
+        if self._samples == self.samples_per_shard:
             self._write_shard()
 
     def add_classes(self, classes: dict[str, list[str]]) -> None:
@@ -79,6 +90,9 @@ class ShardWriter:
     def close(self) -> dict[str, int]:
         """Write the last shard, `index.parquet`, `captions.parquet`, and attributes if known.
 
+        Samples with further images also get `more.parquet`, with the columns of the index and as
+        many rows for each sample, in the same order.
+
         Returns:
             Number of images, captions (including class texts) and shards.
         """
@@ -88,12 +102,17 @@ class ShardWriter:
             (key, *place, *others)
             for (key, *others), place in zip(self._index, self._offsets, strict=True)
         ]
-        pl.DataFrame(rows, schema=COLUMNS, orient="row").write_parquet(self.root / INDEX)
+        frame = pl.DataFrame(rows, schema=COLUMNS, orient="row")
+        is_first = pl.int_range(pl.len()) % (1 + (self._more or 0)) == 0
+        index = frame.filter(is_first)
+        index.write_parquet(self.root / INDEX)
+        if self._more:
+            frame.filter(~is_first).write_parquet(self.root / MORE)
         texts = captions.table(self._captions)
         texts.write_parquet(self.root / captions.FILE, row_group_size=captions.ROW_GROUP)
         if self._attributes:
             attributes.write(self.root, self._attributes)
-        return {"images": len(rows), "captions": len(texts), "shards": self._num_shards}
+        return {"images": len(index), "captions": len(texts), "shards": self._num_shards}
 
     def _write_shard(self) -> None:
         with tarfile.open(shard_path(self.root, self._num_shards), "w") as tar:
@@ -107,12 +126,13 @@ class ShardWriter:
                 self._offsets.append((self._num_shards, tar.offset - blocks * tarfile.BLOCKSIZE))
         self._num_shards += 1
         self._pending.clear()
+        self._samples = 0
 
 
-def _header(sample: Sample) -> tuple[str, int, int]:
+def _header(key: str, data: bytes) -> tuple[str, int, int]:
     """File extension, width and height in pixels (as stored, before any EXIF rotation)."""
     try:
-        with Image.open(io.BytesIO(sample.image), formats=tuple(EXTENSIONS)) as image:
+        with Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS)) as image:
             return EXTENSIONS[str(image.format)], image.width, image.height
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image {sample.key!r} is not a readable PNG or JPEG: {error}") from error
+        raise ImageError(f"image {key!r} is not a readable PNG or JPEG: {error}") from error

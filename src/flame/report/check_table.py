@@ -66,6 +66,7 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
     """Markdown with one line per number, under a summary."""
     table, checks = settings.table, _checked(cells, settings.table)
     words = [check.word for check in checks]
+    assert table.reported is not None
     head = HEAD.format(
         study=settings.study,
         file=table.reported.file,
@@ -100,6 +101,7 @@ def _checked(cells: Sequence[Sequence[Cell]], table: Table) -> list[Check]:
 def _check(row: Row, column: Column, cell: Cell, table: Table) -> Check:
     name, measured = column.printed, cell.measured
     assert table.tolerance is not None
+    assert table.reported is not None
     if cell.paper is None:
         what = f"{name.benchmark} {name.metric} of {row.label!r}"
         raise ValueError(f"{table.reported.file}: no published number for {what}")

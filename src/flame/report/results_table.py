@@ -42,18 +42,20 @@ class Cell(NamedTuple):
     """In points."""
 
 
-def fill(results: Results, printed: pl.DataFrame, table: Table) -> list[list[Cell]]:
+def fill(results: Results, printed: pl.DataFrame | None, table: Table) -> list[list[Cell]]:
     """Cells of a table, row by row.
 
     Args:
         results: measured values of the runs.
-        printed: the paper's numbers for this table.
+        printed: the paper's numbers for this table, if it is one of the paper's.
         table: rows and columns.
     """
     return [[cell(results, printed, table, row, c) for c in table.columns] for row in table.rows]
 
 
-def cell(results: Results, printed: pl.DataFrame, table: Table, row: Row, column: Column) -> Cell:
+def cell(
+    results: Results, printed: pl.DataFrame | None, table: Table, row: Row, column: Column
+) -> Cell:
     """The measured value and the paper's number for a row in a column.
 
     Args:
@@ -70,13 +72,18 @@ def cell(results: Results, printed: pl.DataFrame, table: Table, row: Row, column
         if row.gain_over is not None:
             gain = results.difference(row.run, row.gain_over, column.measures)
     name = column.printed
-    if row.reported is not None and name.benchmark in printed["benchmark"]:
-        wanted = {**row.reported, **name.model_dump()}
-        paper = number(printed, table.reported.file, wanted)
+    if (
+        printed is not None
+        and table.reported is not None
+        and row.reported is not None
+        and name.benchmark in printed["benchmark"]
+    ):
+        file, wanted = table.reported.file, {**row.reported, **name.model_dump()}
+        paper = number(printed, file, wanted)
         gains = wanted | {"metric": f"{name.metric}_gain_over_clip"}
         # Table 7 prints gains for visual backbones, but not for LLMs.
-        if row.gain_over and not matching(printed, table.reported.file, gains).is_empty():
-            paper_gain = number(printed, table.reported.file, gains)
+        if row.gain_over and not matching(printed, file, gains).is_empty():
+            paper_gain = number(printed, file, gains)
     return Cell(measured, paper, gain, paper_gain)
 
 
@@ -90,10 +97,12 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
         name = f"{column_name(column, settings)} {column.metric}"
         printed = f"{column.benchmark} {column.metric}"
         columns |= _numbers([cell.measured for cell in column_cells], name, several)
-        columns[f"{printed} paper"] = [cell.paper for cell in column_cells]
+        if table.reported is not None:
+            columns[f"{printed} paper"] = [cell.paper for cell in column_cells]
         if gains:
             columns |= _numbers([cell.gain for cell in column_cells], f"{name} gain", several)
-            columns[f"{printed} gain paper"] = [cell.paper_gain for cell in column_cells]
+            if table.reported is not None:
+                columns[f"{printed} gain paper"] = [cell.paper_gain for cell in column_cells]
     return pl.DataFrame(columns, strict=False).write_csv(float_precision=1)
 
 

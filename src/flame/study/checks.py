@@ -245,7 +245,7 @@ def missing_files(study: Study, root: Path) -> Iterator[str]:
     tables = {f"tables.{name}": table.reported for name, table in study.tables.items()}
     tables |= {f"appendix.{name}": table.reported for name, table in study.appendix.items()}
     for path, reported in tables.items():
-        if not (root / reported.file).is_file():
+        if reported is not None and not (root / reported.file).is_file():
             yield f"{path}.reported.file: no such file: {reported.file!r}"
     for name, llm in study.llms.items():
         checkpoint = llm.checkpoint
@@ -261,7 +261,7 @@ def missing_numbers(study: Study, root: Path) -> Iterator[str]:
         root: folder of the checkout.
     """
     for name, table in study.tables.items():
-        if table.tolerance is None:
+        if table.tolerance is None or table.reported is None:
             continue
         with (root / table.reported.file).open(newline="") as file:
             printed = list(csv.DictReader(file))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from flame.data import datasets
 from flame.runtime.errors import known
 from flame.study import files, origin, stages
 from flame.study.schema.runs import FlameRun
@@ -49,7 +50,7 @@ def download_dataset(study: Study, dataset: str) -> Job:
         "options": json.dumps(chosen.options),
         "seed": study.seed,
         "max_skipped": study.max_skipped,
-        "version": VERSION["download"],
+        "version": VERSION["download"] + datasets.version(chosen.source),
     }
     return Job({}, params)
 

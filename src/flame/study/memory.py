@@ -132,8 +132,10 @@ def download_dataset(study: Study, machine: Machine, dataset: str) -> Bytes:
         texts(study, dataset, kind) * (WRITTEN_TEXT + 3 * characters(kind))
         for kind in own_kinds(study, dataset)
     )
-    pending = min(images, SHARD_IMAGES) * PAGE_IMAGE * image_bytes(study, dataset)
-    return {"program": PLAIN, "index": WRITTEN_IMAGE * images + written, "shard": pending}
+    drawings = study.datasets[dataset].drawings
+    pending = drawings * min(images, SHARD_IMAGES) * PAGE_IMAGE * image_bytes(study, dataset)
+    index = drawings * WRITTEN_IMAGE * images
+    return {"program": PLAIN, "index": index + written, "shard": pending}
 
 
 def download_llm(study: Study, machine: Machine, llm: str) -> Bytes:
@@ -233,7 +235,8 @@ def _opened(study: Study, run: str, dataset: str) -> Bytes:
 def _cache(study: Study, run: str, dataset: str, limit: float) -> float:
     """Images and texts that fit into the cache; images twice, while they are put together."""
     settings = stages.train(study, run)
-    images = study.datasets[dataset].images * 3 * settings.backbone.image_size**2
+    given = study.datasets[dataset]
+    images = given.drawings * given.images * 3 * settings.backbone.image_size**2
     sizes = [
         _text_bytes(study, run, kind) * texts(study, dataset, kind)
         for kind in _text_kinds(study, run)

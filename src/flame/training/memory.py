@@ -24,6 +24,7 @@ USABLE = 0.9  # of free memory; the rest is for NCCL, and lost between tensors o
 PROBES = 8, 24  # images
 SMALLEST = 32  # images; smaller micro-batches leave a GPU idle, and checkpointing costs no more
 STATE_BYTES = 16  # of a trained parameter: weight, gradient and two moments of AdamW in float32
+AVERAGE_BYTES = 4  # of a parameter whose moving average is kept
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def measure(
         loss = _peak(partial(_loss, probe, settings, facets, columns, images), device)
         texts = probe.example_texts(1, len(columns))
         batch = images * (3 * size**2 + texts.numel() * texts.element_size())
-        state = STATE_BYTES * sum(each.numel() for each in probe.parameters())
+        parameter = STATE_BYTES + (AVERAGE_BYTES if settings.recipe.ema else 0)
+        state = parameter * sum(each.numel() for each in probe.parameters())
         return Need(state + max(0.0, small - few * image) + loss + batch, image)
 
 

@@ -46,6 +46,7 @@ class Pairs:
         used: number of images with captions.
         skipped: reason -> number of images or captions left out.
         cached: whether all images are in memory, decoded.
+        drawings: images of each pair, of which an epoch takes one.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class Pairs:
         self.skipped: dict[str, int] = {}
         self._max_skipped = max_skipped
         self._rows, self._captions = self._join()
-        self.used = len(self._rows)
-        self.cached = self.used * 3 * image_size**2 <= cache_bytes
+        self.used, self.drawings = len(self._rows), images.drawings
+        self.cached = self.drawings * self.used * 3 * image_size**2 <= cache_bytes
         self._pixels = self._decode_all() if self.cached else None
 
     @classmethod
@@ -110,13 +111,16 @@ class Pairs:
             cache_bytes=cache_bytes,
         )
 
-    def item(self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int]) -> WorkItem:
+    def item(
+        self, chosen: np.ndarray, draws: np.ndarray, columns: Sequence[int], drawing: int = 0
+    ) -> WorkItem:
         """Some images of a batch and their texts, to be read.
 
         Args:
             chosen: (n,) indices of pairs in [0, used).
             draws: (n, kinds) in [0, 1), which choose among an image's captions of a kind.
             columns: (K,) ascending indices of target facets.
+            drawing: which image of each pair, in [0, drawings).
         """
         texts = []
         for number, (kind, store) in enumerate(self._stores.items()):
@@ -127,15 +131,20 @@ class Pairs:
                 place = first[chosen] + (draws[:, number] * count).astype(np.int64)
                 texts.append(store.request(rows[place], wanted))
         if self._pixels is not None:
-            return WorkItem(partial(np.take, self._pixels, chosen, axis=0), tuple(texts))
+            pixels = self._pixels[drawing]
+            return WorkItem(partial(np.take, pixels, chosen, axis=0), tuple(texts))
         rows = self._rows[chosen]
-        return WorkItem(self._images.request(rows, self._size, self._resize), tuple(texts))
+        request = self._images.request(rows, self._size, self._resize, drawing)
+        return WorkItem(request, tuple(texts))
 
     def _decode_all(self) -> np.ndarray:
-        out = np.empty((self.used, 3, self._size, self._size), np.uint8)
-        for start in range(0, self.used, _DECODE):
-            rows = self._rows[start : start + _DECODE]
-            out[start : start + len(rows)] = self._images.request(rows, self._size, self._resize)()
+        """Images (drawings, used, 3, S, S)."""
+        out = np.empty((self.drawings, self.used, 3, self._size, self._size), np.uint8)
+        for drawing, pixels in enumerate(out):
+            for start in range(0, self.used, _DECODE):
+                rows = self._rows[start : start + _DECODE]
+                read = self._images.request(rows, self._size, self._resize, drawing)
+                pixels[start : start + len(rows)] = read()
         return out
 
     def _join(self) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -235,7 +244,8 @@ class Batches:
             self._processes,
         )
         chosen = order[mine][rows]
-        return self.pairs.item(chosen, draws[chosen], self.columns(step).tolist())
+        drawing = epoch % self.pairs.drawings
+        return self.pairs.item(chosen, draws[chosen], self.columns(step).tolist(), drawing)
 
     def columns(self, step: int) -> Tensor:
         """Facets drawn at a step, (K,) int64, ascending."""

@@ -31,7 +31,13 @@ from flame.training.clock import Clock
 from flame.training.log import Log
 from flame.training.loss import step_loss
 from flame.training.monitor import Monitor
-from flame.training.optim import adamw, learning_rate, load_state_tensors, state_tensors
+from flame.training.optim import (
+    adamw,
+    average,
+    learning_rate,
+    load_state_tensors,
+    state_tensors,
+)
 from flame.training.processes import Place
 from flame.training.speed import DEFAULT, Speed, fast_products
 
@@ -91,6 +97,7 @@ class Trainer:
         self.speed = memory.settle(speed, tower, settings, batches.facets, place)
         processes.sync_batch_norm(tower, place)
         self.tower = tower.to(place.device).train()
+        self._average: Any = average(self.tower, recipe)
         self.wrapped = self._wrap()
         self.bfloat16 = dtype_of(recipe.precision, place.device) == torch.bfloat16
         self.optimizer: Any = adamw(tower, recipe)
@@ -106,6 +113,11 @@ class Trainer:
             raise ValueError(
                 f"processes see checkpoints of steps {seen} in {folder}: is it shared?"
             )
+
+    @property
+    def result(self) -> Tower:
+        """The tower that is evaluated and saved: that of the averaged weights, if there are any."""
+        return self.tower if self._average is None else self._average.module
 
     def _wrap(self) -> Tower | DistributedDataParallel:
         """The tower, wrapped to average gradients; sets up how it computes."""
@@ -210,6 +222,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.tower.clamp_scale()
+        if self._average is not None:
+            self._average.update_parameters(self.tower)
         self._running.append((self.step, lr, numbers))
         self.step += 1
 
@@ -287,7 +301,7 @@ class Trainer:
     def _save(self) -> None:
         if self.place.rank != 0:
             return
-        tensors = state_tensors(self.tower, self.optimizer)
+        tensors = state_tensors(self.tower, self.optimizer, self._average)
         numbers = {
             "step": str(self.step),
             "seconds": str(self.seconds),
@@ -305,7 +319,7 @@ class Trainer:
             raise ValueError(f"{corrupt} ({error})") from error
         if numbers.get("sha256") != _digest(tensors):
             raise ValueError(f"{corrupt} (its tensors do not match their checksum)")
-        load_state_tensors(self.tower, self.optimizer, tensors)
+        load_state_tensors(self.tower, self.optimizer, tensors, self._average)
         self.step, self.seconds = int(numbers["step"]), float(numbers["seconds"])
         self.loss = float(numbers["loss"])
 

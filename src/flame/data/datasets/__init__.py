@@ -7,8 +7,9 @@ Every module has `CARD` (`Card`), `Options` (frozen, pydantic), and the function
 - `classes(root, options) -> dict[str, list[str]]`: label -> texts of the class; may be empty.
 
 Optional are `exact(options) -> bool`, False if `size` is only an estimate,
-`report(root, options) -> dict`, extra fields of the manifest, and `ATTRIBUTES`, names of the
-attributes of its samples. `python -m flame.data.datasets` prints all cards as docs/datasets.md.
+`report(root, options) -> dict`, extra fields of the manifest, `ATTRIBUTES`, names of the attributes
+of its samples, and `VERSION`, an integer that is raised when the same options give other samples.
+`python -m flame.data.datasets` prints all cards as docs/datasets.md.
 """
 
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class Sample:
         label: class of the image, in a classification data set.
         attributes: name -> what the image shows, in a data set that knows; None if it does not
             apply. Every image has the same names.
+        more: other images with the same captions, of which a training takes one an epoch in turn.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Sample:
     captions: dict[str, list[str]]
     label: str | None = None
     attributes: Mapping[str, str | None] = field(default_factory=dict)
+    more: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,8 @@ def module(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"unknown data set {known(name, names())}")
     return import_module(f"{__name__}.{name}")
+
+
+def version(name: str) -> int:
+    """Version of the samples of a data set's module."""
+    return getattr(module(name), "VERSION", 0)

@@ -7,26 +7,13 @@ SugarCrepe, an image has one true caption and one or more false ones. The protoc
 caption comes first. A tie is therefore a hit, unlike in SugarCrepe's own code.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flame.evaluation.tasks import Answer, Asked, Hits, Images, Texts
-
-
-class Choice(NamedTuple):
-    """One query: n images and m texts; the i-th image and the i-th text match."""
-
-    key: str
-    row: int
-    """Row of its first image."""
-    images: Tensor
-    """(n, d)."""
-    texts: Tensor
-    """(m, d)."""
+from flame.evaluation.tasks._groups import Choice, groups, one_each, rows_of
 
 
 def evaluate(asked: Asked) -> Answer:
@@ -41,7 +28,7 @@ def evaluate(asked: Asked) -> Answer:
     question = asked.question
     images, positives = asked.images(), asked.texts(question.captions)
     if question.negatives is None:
-        texts, choices = [positives], list(_groups(images, positives))
+        texts, choices = [positives], list(groups(images, positives))
     else:
         texts = [positives, asked.texts(question.negatives)]
         choices = list(_alone(images, *texts))
@@ -57,7 +44,7 @@ def evaluate(asked: Asked) -> Answer:
         scores["group_score"] = right.all(dim=1)
         metrics = {name: Hits(keys, hit) for name, hit in scores.items()}
     else:
-        metrics = {"accuracy": Hits(keys, right[:, 1], [choice.row for choice in choices])}
+        metrics = {"accuracy": Hits(keys, right[:, 1], [choice.rows[0] for choice in choices])}
     num_images = sum(len(choice.images) for choice in choices)
     num_texts = sum(len(choice.texts) for choice in choices)
     everything = len(images.keys) + sum(len(given.keys) for given in texts)
@@ -77,38 +64,9 @@ def matched(images: Tensor, texts: Tensor) -> tuple[bool, bool]:
     return bool(texts_find.all()), bool(images_find.all())
 
 
-def _groups(images: Images, positives: Texts) -> Iterator[Choice]:
-    caption = _one_each(positives)
-    groups = defaultdict(list)
-    for row, key in enumerate(images.keys):
-        group, _, number = key.rpartition("-")
-        if not group or not number.isdigit():
-            raise ValueError(f"image key {key!r} names no group; keys must look like 'name-0'")
-        groups[group].append(row)
-    for group, rows in groups.items():
-        own = [caption[images.keys[row]] for row in rows if images.keys[row] in caption]
-        if len(own) == len(rows) > 1:
-            yield Choice(group, rows[0], images.features[rows], positives.features[own])
-
-
 def _alone(images: Images, positives: Texts, negatives: Texts) -> Iterator[Choice]:
-    true, false = _one_each(positives), _rows_of(negatives)
+    true, false = one_each(positives), rows_of(negatives)
     for row, key in enumerate(images.keys):
         if key in true and key in false:
             pair = positives.features[[true[key]]], negatives.features[false[key]]
-            yield Choice(key, row, images.features[[row]], torch.cat(pair))
-
-
-def _one_each(texts: Texts) -> dict[str, int]:
-    rows = _rows_of(texts)
-    for key, own in rows.items():
-        if len(own) > 1:
-            raise ValueError(f"image {key!r} has {len(own)} true captions, expected one")
-    return {key: own[0] for key, own in rows.items()}
-
-
-def _rows_of(texts: Texts) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, key in enumerate(texts.keys):
-        rows[key].append(row)
-    return dict(rows)
+            yield Choice(key, [row], images.features[[row]], torch.cat(pair))

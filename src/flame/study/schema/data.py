@@ -56,6 +56,11 @@ class Dataset(Section):
         module = dataset_modules.module(self.source)
         return module.size(module.Options.model_validate(self.options))
 
+    @property
+    def drawings(self) -> int:
+        """Images of each sample; more than one only where the data set is drawn here."""
+        return self.options.get("drawings", 1)
+
 
 class Sampling(Section):
     """Sampling parameters of a captioner."""

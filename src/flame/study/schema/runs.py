@@ -124,6 +124,13 @@ class Recipe(Section):
         description="of images that are not square: by Pillow; or by torch after decoding JPEGs at "
         "a reduced size, which takes half the time and changes the pixels slightly",
     )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay per step of a moving average of the weights, the result of a training; "
+        "null: the last weights (paper)",
+    )
     augment: Augment = Augment()
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="of the towers; auto: bfloat16 on hardware that supports it"

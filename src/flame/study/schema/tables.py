@@ -74,13 +74,13 @@ class Row(Section):
 
 
 class Table(Section):
-    """A table of the paper, or a check against published numbers."""
+    """A table of the paper, one of our own, or a check against published numbers."""
 
     title: str
     row_header: str
     rows: tuple[Row, ...] = Field(min_length=1)
     columns: tuple[Column, ...] = Field(min_length=1)
-    reported: Reported
+    reported: Reported | None = Field(default=None, description="null: a table of our own")
     tolerance: PositiveFloat | None = Field(
         default=None,
         description="largest difference, in points, from the reported number: turns the table into "
@@ -89,7 +89,11 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _can_be_checked(self) -> "Table":
+        if self.tolerance is not None and self.reported is None:
+            raise ValueError("tolerance: there are no reported numbers to check against")
         for row in self.rows:
+            if self.reported is None and row.reported is not None:
+                raise ValueError(f"row {row.label!r}: the table names no file of reported numbers")
             if self.tolerance is not None and row.reported is None:
                 raise ValueError(f"row {row.label!r} has no reported numbers to check against")
         return self

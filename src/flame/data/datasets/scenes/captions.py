@@ -6,7 +6,7 @@ from random import Random
 from flame.data.datasets.scenes import languages
 from flame.data.datasets.scenes.options import Options
 from flame.data.datasets.scenes.scene import Scene
-from flame.data.datasets.scenes.words import CATEGORY, WORDS
+from flame.data.datasets.scenes.words import CATEGORY, OPPOSITE, WORDS
 
 
 def describe(scene: Scene, options: Options, rng: Random) -> dict[str, list[str]]:
@@ -58,12 +58,15 @@ def _slots(scene: Scene, rng: Random) -> dict[str, str]:
         "tint": tint,
         "main": main,
         "a_main": with_article(main),
+        "minor_noun": scene.minor,
         "minor": (minor := f"{say('tints', scene.minor_tint)} {scene.minor}"),
         "a_minor": with_article(minor),
         "category": rng.choice(WORDS["categories"][CATEGORY[scene.noun]]),
         "doing": f" {scene.action}" if is_person else "",
         "act": f"is {scene.action}" if is_person else rng.choice(WORDS["stillness"]),
         "relation": rng.choice(WORDS["relations"][scene.relation]),
+        "at": WORDS["sides"][scene.relation],
+        "opposite": WORDS["sides"][OPPOSITE[scene.relation]],
         "place": say("places", scene.place),
         "light": say("lights", scene.light),
         "weather": say("weathers", scene.weather),

@@ -14,9 +14,7 @@ from flame.data.datasets.scenes.captions import sentence, with_article
 from flame.data.datasets.scenes.options import Options
 from flame.data.datasets.scenes.sampling import sample
 from flame.data.datasets.scenes.scene import Scene
-from flame.data.datasets.scenes.words import LABELS, OBJECTS, WORDS
-
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+from flame.data.datasets.scenes.words import LABELS, MINORS, OBJECTS, OPPOSITE, WORDS
 
 # (section of words.yaml, plain name) -> the synonym that both captions use.
 Said = dict[tuple[str, str], str]
@@ -65,7 +63,10 @@ def _scene(options: Options, rng: Random) -> Scene:
     while True:
         scene = sample(objects, rng, {})
         shown, held = {scene.noun, scene.minor}, _held(scene)
-        if scene.tint != scene.minor_tint and not shown & held and not _is_alike(*shown):
+        if scene.tint == scene.minor_tint or shown & held or _is_alike(*shown):
+            continue
+        # Where the objects change places, the main one must be seen as a minor one elsewhere.
+        if options.compose != "swap_obj" or scene.noun in MINORS:
             return scene
 
 

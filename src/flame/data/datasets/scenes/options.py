@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flame.data.datasets.scenes import languages
-from flame.data.datasets.scenes.words import MEMBERS, WORDS
+from flame.data.datasets.scenes.words import MEMBERS, VALUES, WORDS
 from flame.runtime.errors import known
 
 
@@ -32,8 +32,14 @@ class Options(BaseModel):
     """Share of the images whose main object is a person in action."""
     members: str | None = None
     """Category that all main objects come from; None for any."""
-    hard_groups: int = Field(default=1, ge=1, le=len(WORDS["tints"]))
-    """Images in a row that share main object and place and differ in tint and the other facets."""
+    group: int = Field(default=4, ge=2)
+    """Images of a group, for sets with `differ`; their keys end in -0, -1, ..."""
+    differ: tuple[Literal["minor", "minor_tint", "relation", "tint", "light", "weather"], ...] = ()
+    """Facets in which the images of a group differ, surely in the first one; they share all others.
+    Empty for images that have nothing to do with each other."""
+    drawings: int = Field(default=1, ge=1)
+    """Pictures of each scene, with other sizes, places and backgrounds; a training set may have
+    several."""
     classify: (
         Literal["noun", "tint", "place", "relation", "mood", "light", "weather", "action"] | None
     ) = None
@@ -66,8 +72,14 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "Options":
-        if self.classify and self.hard_groups > 1:
-            raise ValueError(f"hard_groups {self.hard_groups} excludes classify {self.classify!r}")
+        if self.classify and self.differ:
+            raise ValueError(f"differ {self.differ} excludes classify {self.classify!r}")
+        if self.differ and self.group > (most := _fewest_values(self.differ[0])):
+            raise ValueError(
+                f"group {self.group}: images can differ in {self.differ[0]!r} in {most} ways only"
+            )
+        if self.differ and self.images % self.group:
+            raise ValueError(f"images {self.images} are not whole groups of {self.group}")
         if self.classify == "action" and self.members not in (None, "person"):
             raise ValueError(
                 f"members {self.members!r} have no actions to classify; only 'person' has"
@@ -99,10 +111,8 @@ class Options(BaseModel):
     def _possible_to_compose(self) -> "Options":
         if not self.compose:
             return self
-        excluded = ["raw", "short", "extra_short", "long", "classify"]
+        excluded = ["raw", "short", "extra_short", "long", "classify", "differ"]
         asked = [name for name in excluded if getattr(self, name)]
-        if self.hard_groups > 1:
-            asked.append("hard_groups")
         # Composed scenes show two objects, so the default share of people is ignored.
         if self.people and "people" in self.model_fields_set:
             asked.append("people")
@@ -114,3 +124,10 @@ class Options(BaseModel):
         if self.compose == "winoground" and self.images % 2:
             raise ValueError(f"images {self.images} is odd; compose 'winoground' draws pairs")
         return self
+
+
+def _fewest_values(facet: str) -> int:
+    """Values of a facet that any scene can have: objects differ, and rooms have no weather."""
+    if facet == "weather":
+        return 1
+    return len(VALUES[facet]) - (facet == "minor")

@@ -14,7 +14,7 @@ from flame.data.datasets.scenes.words import OBJECTS, PEOPLE, WORDS
 
 PIXELS = 64  # side of a picture
 MARGIN = 1  # pixels between an object and the frame
-MAIN_SIZES, MINOR_SIZES = (39, 43), (16, 19)  # longest side in pixels; a pair fits side by side
+MAIN_SIZES, MINOR_SIZES = (35, 36), (24, 26)  # longest side in pixels; a pair fits side by side
 JITTER = 6  # pixels an object may be off centre
 VARIANTS = 6  # backgrounds of one place: three heights of the ground, each also mirrored
 RIM = 0.75  # opacity of the white rim that keeps dark outlines visible at night

@@ -1,11 +1,21 @@
 """Scenes drawn at random, facet by facet."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from random import Random
 
 from flame.data.datasets.scenes.options import Options
 from flame.data.datasets.scenes.scene import Scene
-from flame.data.datasets.scenes.words import CATEGORY, LABELS, MEMBERS, MOOD, OBJECTS, OUTDOORS
+from flame.data.datasets.scenes.words import (
+    CATEGORY,
+    LABELS,
+    MEMBERS,
+    MINORS,
+    MOOD,
+    OBJECTS,
+    OUTDOORS,
+    VALUES,
+)
 
 
 def labels_of(options: Options) -> list[str]:
@@ -18,16 +28,29 @@ def labels_of(options: Options) -> list[str]:
 def scenes(options: Options, rng: Random) -> Iterator[Scene]:
     """As many scenes as there are images, labels in equal numbers."""
     labels = labels_of(options)
-    for start in range(0, options.images, options.hard_groups):
+    if options.differ:
+        for _ in range(options.images // options.group):
+            yield from _group(options, rng)
+        return
+    for index in range(options.images):
         fixed: dict[str, str] = {}
-        if options.hard_groups > 1:
-            first = sample(options, rng, {})
-            fixed = {"noun": first.noun, "place": first.place}
         if options.classify:
-            fixed[options.classify] = labels[start % len(labels)]
-        tints = rng.sample(LABELS["tint"], options.hard_groups)
-        for _, tint in zip(range(start, options.images), tints, strict=False):
-            yield sample(options, rng, {"tint": tint} | fixed)
+            fixed[options.classify] = labels[index % len(labels)]
+        yield sample(options, rng, fixed)
+
+
+def _group(options: Options, rng: Random) -> Iterator[Scene]:
+    """Scenes that share all facets but those in `differ`, of which the first surely differs."""
+    first = sample(options, rng, {})
+    shared = {
+        facet: value
+        for facet, value in asdict(first).items()
+        if value is not None and facet not in options.differ
+    }
+    facet = options.differ[0]
+    values = [value for value in VALUES[facet] if value != first.noun]
+    for value in rng.sample(values, options.group):
+        yield sample(options, rng, shared | {facet: value})
 
 
 def sample(options: Options, rng: Random, fixed: Mapping[str, str]) -> Scene:
@@ -50,8 +73,8 @@ def sample(options: Options, rng: Random, fixed: Mapping[str, str]) -> Scene:
     return Scene(
         noun=noun,
         tint=pick("tint"),
-        minor=rng.choice([minor for minor in OBJECTS if minor != noun]),
-        minor_tint=rng.choice(LABELS["tint"]),
+        minor=pick("minor", [minor for minor in MINORS if minor != noun]),
+        minor_tint=pick("minor_tint", LABELS["tint"]),
         place=place,
         light=light,
         weather=weather,

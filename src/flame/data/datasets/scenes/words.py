@@ -8,6 +8,8 @@ import yaml
 WORDS: dict[str, Any] = yaml.safe_load(files(__package__).joinpath("words.yaml").read_text("utf-8"))
 PEOPLE: dict[str, dict[str, str]] = WORDS["people"]
 OBJECTS = {noun: emoji for nouns in WORDS["nouns"].values() for noun, emoji in nouns.items()}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+MINORS: list[str] = WORDS["minors"]
 MEMBERS = {category: list(nouns) for category, nouns in WORDS["nouns"].items()} | {
     "person": list(next(iter(PEOPLE.values())))
 }
@@ -21,4 +23,8 @@ LABELS = {
         facet: list(WORDS[f"{facet}s"])
         for facet in ("tint", "place", "relation", "mood", "light", "weather")
     },
+}
+# Facet in which the images of a group may differ -> its values.
+VALUES = {"minor": MINORS, "minor_tint": LABELS["tint"]} | {
+    facet: LABELS[facet] for facet in ("relation", "tint", "light", "weather")
 }
