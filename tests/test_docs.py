@@ -165,12 +165,13 @@ def test_the_example_kind_of_figure_is_checked_planned_and_drawn(bars, tmp_path)
     values["figures"] = {"bars": block}
     study = load(values, "docs/adding.md", ROOT)
     job = jobs.figure(study, "bars")
+    trainings = [name for run in ("clip", "flame-7") for name in study.replicas(run)]
     assert [path for path in job.paths if path.endswith("json")] == [
-        f"results/evaluate/{run}/classification.json" for run in ("clip", "flame-7")
+        f"results/evaluate/{name}/classification.json" for name in trainings
     ]
     settings = stages.figure(study, "bars")
     hits = {"ImageNet-1k": {"top1": counted(30, 40)}}
-    inputs = [path for run in ("clip", "flame-7") for path in write(tmp_path, run, hits)]
+    inputs = [path for name in trainings for path in write(tmp_path, name, hits)]
     figure(inputs, tmp_path / "bars.png", tmp_path / "bars.pdf", settings)
     assert Image.open(tmp_path / "bars.png").size[0] == 5 * 200
     values["figures"] = {"bars": block | {"runs": {"CLIP": "clipp"}, "colour": "red"}}

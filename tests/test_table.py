@@ -7,14 +7,14 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
+from scipy import stats
 
-from flame.evaluation.bootstrap import interval
-from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure, Table
-from flame.study.settings import TableSettings
+from flame.study.settings import Compared, TableSettings
 from flame.table import COMMANDS, fill_table
 from tests.answers import counted, write
 
@@ -64,6 +64,12 @@ MEAN = {
 }
 
 
+def interval(values) -> tuple[float, float]:
+    """95 % interval of a mean in percent, by scipy."""
+    found = stats.ttest_1samp(100 * np.array(values), 0).confidence_interval()
+    return found.low, found.high
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[tuple[Path, Path]]:
     """Results of three trainings, in the same folder as reported.csv."""
@@ -72,7 +78,15 @@ def files(tmp_path: Path) -> list[tuple[Path, Path]]:
 
 
 def fill(
-    files, rows, columns, match=None, *, seeds: int = 1, claims=(), reported="reported.csv"
+    files,
+    rows,
+    columns,
+    match=None,
+    *,
+    seeds: int = 1,
+    claims=(),
+    method=None,
+    reported="reported.csv",
 ) -> tuple[str, str]:
     folder = files[0][0].parent
     csv, markdown = (folder / name for name in ("t.csv", "t.md"))
@@ -90,9 +104,13 @@ def fill(
         table=Table.model_validate(values),
         datasets={"COCO": "scenes-short", "food": "scenes-food", "tints": "scenes-tints"},
         stand_ins=("COCO", "food", "tints"),
-        runs={"one": ("one",), "seven": ("seven", "seven.seed1")[:seeds]},
+        runs={
+            "one": Compared(trainings=("one",), method=method, drawn=False),
+            "seven": Compared(
+                trainings=("seven", "seven.seed1")[:seeds], method=method, drawn=False
+            ),
+        },
         claims=claims,
-        bootstrap=Bootstrap(),
         version=1,
     )
     fill_table([f[0] for f in files], [f[1] for f in files], csv, markdown, settings, file)
@@ -115,8 +133,8 @@ def test_csv_has_value_interval_and_reported_number_of_each_column(files):
         "COCO i2t_r@1 paper",
     ]
     assert len(csv.columns) == 1 + 3 * 4
-    low, high = interval([10], [40], resamples=1000, seed=0)
-    assert csv.row(0)[:5] == (1, 25.0, round(100 * low, 1), round(100 * high, 1), 35.7)
+    low, high = interval(counted(10, 40))
+    assert csv.row(0)[:5] == (1, 25.0, round(low, 1), round(high, 1), 35.7)
     assert csv["scenes-short (for COCO) t2i_r@1"].to_list() == [45.0, 40.0]
 
 
@@ -136,9 +154,10 @@ def test_mean_of_benchmarks_is_unweighted_and_so_is_its_interval(files):
     csv = pl.read_csv(StringIO(fill(files, [ONE, SEVEN], [MEAN])[0]))
     name = "scenes-food and scenes-tints (for average) top1"
     assert csv[name].to_list() == [65.0, 75.0]
-    low, high = interval([30, 40], [60, 50], resamples=1000, seed=0)
-    assert csv[f"{name} 95% low"][0] == round(100 * low, 1)
-    assert csv[f"{name} 95% high"][0] == round(100 * high, 1)
+    first, second = (np.array(counted(*c)) for c in ((30, 60), (40, 50)))
+    welch = stats.ttest_ind(50 * first, -50 * second, equal_var=False).confidence_interval()
+    assert csv[f"{name} 95% low"][0] == round(welch.low, 1)
+    assert csv[f"{name} 95% high"][0] == round(welch.high, 1)
     assert csv["average top1 paper"].to_list() == [38.5, None]
 
 
@@ -163,8 +182,8 @@ def test_markdown_reads_as_the_paper(files):
         ["---", "---:", "---:", "---:"],
         ["", "I2T R@1", "T2I R@1", "top-1"],
     ]
-    low, high = interval([10], [40], resamples=1000, seed=0)
-    assert lines[3][:2] == ["**1**", f"25.0<br><sub>{100 * low:.1f}-{100 * high:.1f}</sub>"]
+    low, high = interval(counted(10, 40))
+    assert lines[3][:2] == ["**1**", f"25.0<br><sub>{low:.1f}-{high:.1f}</sub>"]
     assert lines[3][2].startswith("**45.0**<br><sub>")
     assert lines[4] == [
         "<sub>paper</sub>",
@@ -188,6 +207,13 @@ def test_several_seeds_show_mean_and_deviation(files):
     assert "standard deviation" in markdown
 
 
+def test_a_run_that_is_trained_once_and_has_no_others_to_learn_from_is_marked(files):
+    alone = fill(files, [ONE, SEVEN], [I2T], method="flame")[1]
+    assert re.search(r"25\.0<br><sub>[\d.]+-[\d.]+†</sub>", alone)
+    assert "\n- †: too few trainings of its kind" in alone
+    assert "†" not in fill(files, [ONE, SEVEN], [I2T])[1]  # towers that were not trained here
+
+
 def test_rows_of_other_methods_are_marked_and_compete_with_the_papers_numbers_only(files):
     csv, markdown = fill(files, [SLIP, SEVEN], [I2T, T2I])
     lines = lines_of(markdown)
@@ -208,7 +234,7 @@ def test_a_row_that_the_paper_does_not_have_is_one_line(files):
 def test_gains_stand_in_parentheses_with_their_paired_interval(files):
     csv, markdown = fill(files, [ONE, {**SEVEN, "gain_over": "one"}], [I2T])
     table = pl.read_csv(StringIO(csv))
-    low, high = (100 * end for end in interval([6], [40], resamples=1000, seed=0))
+    low, high = interval(counted(6, 40))
     assert table["scenes-short (for COCO) i2t_r@1 gain"].to_list() == [None, 15.0]
     assert table["scenes-short (for COCO) i2t_r@1 gain 95% low"][1] == round(low, 1)
     assert table["COCO i2t_r@1 gain paper"].to_list() == [None, 20.0]

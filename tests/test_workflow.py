@@ -480,9 +480,9 @@ def test_the_default_is_the_demo_study(tmp_path):
     assert after.children_user - before.children_user < 10
     assert done.returncode == 0, done.stdout
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
-    results = {r for name in study.tables for r in study.table_results(name)}
+    results = {r for name in study.tables for r in study.table_comparison(name)[1]}
     results |= {r for name in study.figures for r in study.figure_results(name)}
-    results |= set(study.claim_results(study.claims.values()))
+    results |= set(study.claims_comparison(study.claims.values())[1])
     evaluated = [r.split("/")[1:] for r in results if r.startswith("evaluate/")]
     towers = {run for run, _ in evaluated}
     flame = {name: run for name, run in study.runs.items() if isinstance(run, FlameRun)}

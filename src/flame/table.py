@@ -56,7 +56,7 @@ def fill_table(
         settings: rows, columns and claims.
         reported: CSV with the paper's numbers, one per row.
     """
-    measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
+    measured = results.read(metrics, hits, settings.runs)
     printed = None
     if reported is not None and settings.table.reported is not None:
         printed = read(reported, settings.table.reported)
@@ -90,7 +90,7 @@ def judge_claims(
         overhead: JSON of the overhead stage, for claims about time.
         probes: Parquet files of the knowledge stage, for claims on what prompts know.
     """
-    measured = results.read(metrics, hits, settings.runs, settings.bootstrap)
+    measured = results.read(metrics, hits, settings.runs)
     ratios = read_json(overhead)["ratios"] if overhead is not None else {}
     answers = knowledge_claims.read(probes, settings.probed) if settings.probed else None
     verdicts = [claims.judge(claim, measured, ratios, answers) for claim in settings.claims]

@@ -10,10 +10,9 @@ import yaml
 from flame.report import check_table
 from flame.study import include
 from flame.study.load import StudyError, load, load_file
-from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.runs import PretrainedRun
 from flame.study.schema.tables import Table
-from flame.study.settings import TableSettings
+from flame.study.settings import Compared, TableSettings
 from flame.table import fill_table
 from tests.answers import counted, write
 
@@ -61,8 +60,9 @@ def checked(folder: Path, rows, columns, tolerance=0.5, **hits: int) -> tuple[li
         ),
         claims=(),
         datasets={"COCO": "mscoco", "de": "crossmodal-de", "fr": "crossmodal-fr"},
-        runs={"base": ("base",), "large": ("large",)},
-        bootstrap=Bootstrap(),
+        runs={
+            run: Compared(trainings=(run,), method=None, drawn=False) for run in ("base", "large")
+        },
         version=1,
     )
     out = folder / "t.csv", folder / "t.md"
@@ -186,7 +186,7 @@ def test_the_baselines_of_the_paper_are_checked_under_their_own_names(paper):
 
 def test_only_the_papers_baselines_are_needed_for_the_check(paper):
     study = load(paper, "paper.yaml", ROOT)
-    runs = {result.split("/")[1] for result in study.table_results("sanity")}
+    runs = {result.split("/")[1] for result in study.table_comparison("sanity")[1]}
     assert len(runs) == 5
     assert not any(study.trained(run) for run in runs)
     assert "sanity" not in load_file(ROOT / "config/config.yaml", ROOT).tables

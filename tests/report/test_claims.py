@@ -1,4 +1,4 @@
-"""A claim holds only if its whole interval lies above the bound."""
+"""A claim holds, or is contradicted, only if its whole interval lies on one side of the bound."""
 
 import json
 import re
@@ -6,9 +6,8 @@ import re
 import polars as pl
 import pytest
 
-from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Claim, Measure
-from flame.study.settings import ClaimsSettings
+from flame.study.settings import ClaimsSettings, Compared
 from flame.table import judge_claims
 from tests.answers import counted, write
 
@@ -29,11 +28,14 @@ def ratio(above: float) -> Claim:
 UNTESTED = Claim(text="beats | mSigLIP", where="Figure 4", untested="no such model here")
 
 
-def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list[dict], str]:
+def judge(
+    folder, *judged: Claim, seeds: int = 1, method: str | None = None, overhead=RATIOS
+) -> tuple[list[dict], str]:
     files, runs = [], {}
     for run, hits in RATES.items():
-        runs[run] = tuple(f"{run}.seed{seed}" for seed in range(seeds))
-        for seed, training in enumerate(runs[run]):
+        trainings = tuple(f"{run}.seed{seed}" for seed in range(seeds))
+        runs[run] = Compared(trainings=trainings, method=method, drawn=False)
+        for seed, training in enumerate(trainings):
             hit = counted(hits + seed * (run == "good"), 100)
             if run == "equal":  # as many hits as `bad`, on other queries
                 hit = hit[::-1]
@@ -45,7 +47,6 @@ def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list
         datasets={"S4V": "scenes-long"},
         stand_ins=("S4V",),
         runs=runs,
-        bootstrap=Bootstrap(),
         version=1,
     )
     csv, markdown = folder / "claims.csv", folder / "claims.md"
@@ -59,11 +60,16 @@ def judge(folder, *judged: Claim, seeds: int = 1, overhead=RATIOS) -> tuple[list
     ("claim", "verdict", "because"),
     [
         (compare("good", "bad"), "holds", "the whole interval is above 0"),
-        (compare("bad", "good"), "does not hold", "the whole interval is below 0"),
-        (compare("equal", "bad"), "does not hold", "the interval contains 0"),
+        (compare("bad", "good"), "contradicted", "the whole interval is below 0"),
+        (
+            compare("equal", "bad"),
+            "undecided",
+            # 40 of 100 queries differ, by +1 or -1: (1.98 + 0.85) standard errors of 6.4 points
+            "the interval contains 0; differences from 18.0 points on would have been found",
+        ),
         (ratio(2.5), "holds", "the whole interval is above 2.5"),
-        (ratio(3.0), "does not hold", "the interval contains 3"),
-        (ratio(3.6), "does not hold", "the whole interval is below 3.6"),
+        (ratio(3.0), "undecided", "the interval contains 3"),
+        (ratio(3.6), "contradicted", "the whole interval is below 3.6"),
         (UNTESTED, "cannot be tested here", "no such model here"),
     ],
 )
@@ -94,15 +100,24 @@ def test_the_preamble_counts_the_verdicts_and_names_the_study(tmp_path):
     judged = compare("good", "bad"), compare("bad", "good"), compare("equal", "bad"), UNTESTED
     markdown = " ".join(judge(tmp_path, *judged)[1].split())
     assert "in the *tiny* study" in markdown
-    assert "4 claims: **1 hold**, **2 do not hold**, **1 cannot be tested here**" in markdown
-    assert "standard deviation" not in markdown
+    counts = "**1 hold**, **1 are contradicted**, **1 are undecided**, **1 cannot be tested here**"
+    assert f"4 claims: {counts}" in markdown
+
+
+def test_without_replicated_trainings_there_is_no_verdict(tmp_path):
+    """An interval over queries alone says nothing of another training."""
+    (record,), markdown = judge(tmp_path, compare("good", "bad"), method="flame")
+    assert (record["verdict"], record["value"]) == ("cannot be tested here", 60.0)
+    assert "how much trainings differ is unknown" in markdown
+    (record,), _ = judge(tmp_path, compare("good", "bad"), method="flame", seeds=2)
+    assert record["verdict"] == "holds"
 
 
 def test_seeds_show_how_far_the_trainings_lie_apart(tmp_path):
     (record,), markdown = judge(tmp_path, compare("good", "bad"), seeds=3)
     assert (record["value"], record["std"]) == (61.0, 1.0)  # of 60, 61, 62 points
     assert "+61.0 ± 1.0<br>" in markdown
-    assert "standard deviation over the seeds" in " ".join(markdown.split())
+    assert "standard deviation over the trainings" in " ".join(markdown.split())
 
 
 def test_text_cannot_break_the_table(tmp_path):
@@ -122,8 +137,7 @@ def test_a_mean_of_many_benchmarks_is_named_by_its_ends(tmp_path):
         study="tiny",
         claims=(claim,),
         datasets=dict.fromkeys(names, "scenes"),
-        runs={"good": ("good",), "bad": ("bad",)},
-        bootstrap=Bootstrap(),
+        runs={run: Compared(trainings=(run,), method=None, drawn=False) for run in ("good", "bad")},
         version=1,
     )
     out = tmp_path / "c.csv", tmp_path / "c.md"

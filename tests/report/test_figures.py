@@ -28,8 +28,11 @@ from tests.answers import counted, write
 
 # run -> benchmark -> metric -> hits of so many queries
 MEASURED = {
-    "one-a": {"COCO": {"i2t_r@1": (10, 40), "t2i_r@1": (20, 40)}, "food": {"i2t_r@1": (45, 60)}},
-    "one-b": {"COCO": {"i2t_r@1": (20, 40), "t2i_r@1": (10, 40)}, "food": {"i2t_r@1": (30, 60)}},
+    "one": {"COCO": {"i2t_r@1": (10, 40), "t2i_r@1": (20, 40)}, "food": {"i2t_r@1": (45, 60)}},
+    "one.seed1": {
+        "COCO": {"i2t_r@1": (20, 40), "t2i_r@1": (10, 40)},
+        "food": {"i2t_r@1": (30, 60)},
+    },
     "seven": {"COCO": {"i2t_r@1": (30, 40), "t2i_r@1": (36, 40)}, "food": {"i2t_r@1": (15, 60)}},
 }
 PREFIX = ('Description: "', '". In a word,')
@@ -51,25 +54,28 @@ def settings(values, **changes):
         "figure": {"title": "Figure 4. Languages"} | values,
         "datasets": {"COCO": "scenes-short", "food": "scenes-food"},
         "stand_ins": ("COCO", "food"),
-        "runs": {run: (run,) for run in MEASURED},
+        "runs": {
+            "one": {"trainings": ("one", "one.seed1"), "method": "flame", "drawn": True},
+            "seven": {"trainings": ("seven",), "method": "flame", "drawn": False},
+        },
         "prefix": None,
         "facets": {},
-        "bootstrap": {"resamples": 100},
         "version": 1,
     }
     return FigureSettings.model_validate(plain | changes)
 
 
-def prompts():
+def prompts(**changes):
     return settings(
         {
             "kind": "prompts",
-            "runs": {7: ("seven",), 1: ("one-a", "one-b")},
+            "runs": {7: "seven", 1: "one"},
             "columns": [
                 {"benchmark": "COCO", "metric": "i2t_r@1"},
                 {"benchmark": "both", "metric": "i2t_r@1", "mean_of": ["COCO", "food"]},
             ],
         }
+        | changes
     )
 
 
@@ -77,7 +83,7 @@ def radar(**changes):
     return settings(
         {
             "kind": "radar",
-            "runs": {"FLAME": "seven", "CLIP": "one-a"},
+            "runs": {"FLAME": "seven", "CLIP": "one"},
             "languages": {"en": "COCO", "de": "food", "fr": "COCO"},
             "metrics": ["i2t_r@1"],
         }
@@ -134,7 +140,9 @@ def returned(folder: Path, best: list[int]) -> Path:
 
 
 def test_every_kind_of_figure_has_a_module_that_draws():
-    assert kinds() == ["captions", "examples", "mask", "overhead", "prompts", "radar", "words"]
+    assert kinds() == [
+        *("captions", "examples", "knowledge", "mask", "overhead", "prompts", "radar", "words")
+    ]
     for kind in kinds():
         assert callable(module(kind).draw)
     with pytest.raises(ValueError, match=r"'radr' \(did you mean 'radar'\?\)"):
@@ -162,27 +170,49 @@ def test_title_names_the_study(results):
     assert drawn(results, radar()).get_suptitle() == "Figure 4. Languages (tiny study)"
 
 
-def test_prompts_shows_every_draw_and_the_line_through_their_means(results):
-    first, second = drawn(results, prompts()).axes
-    line, *draws = first.lines
-    assert list(line.get_xdata()) == [1, 7]
-    assert list(line.get_ydata()) == [(25 + 50) / 2, 75]
-    assert [float(mark.get_ydata()[0]) for mark in draws] == [25, 50, 75]
-    assert [round(float(mark.get_xdata()[0])) for mark in draws] == [1, 1, 7]
-    assert first.get_title().startswith("scenes-short (for\nCOCO)\n")
-    assert list(second.lines[0].get_ydata()) == [((25 + 75) / 2 + 50) / 2, (75 + 25) / 2]
-    for axes in (first, second):
-        for mark, bars in zip(axes.lines[1:], axes.containers, strict=True):
-            (low, high) = bars.lines[2][0].get_segments()[0][:, 1]
-            assert low < mark.get_ydata()[0] < high
+def test_prompts_shows_means_with_intervals_and_every_training(results):
+    figure = drawn(results, prompts())
+    first, second = figure.axes
+    for axes, one, seven, single in (
+        (first, (25 + 50) / 2, 75, [25, 50]),
+        (second, ((25 + 75) / 2 + 50) / 2, (75 + 25) / 2, [50, 50]),
+    ):
+        (curve,) = axes.containers
+        assert list(curve.lines[0].get_xdata()) == [1, 7]
+        assert list(curve.lines[0].get_ydata()) == pytest.approx([one, seven])
+        for value, bar in zip((one, seven), curve.lines[2][0].get_segments(), strict=True):
+            assert bar[0, 1] < value < bar[1, 1]
+        (circles,) = [line for line in axes.lines if line.get_marker() == "o"]
+        assert list(circles.get_ydata()) == pytest.approx(single)
+    assert first.get_title().startswith("scenes-short (for COCO)\n")
+    assert first.get_ylim()[1] - first.get_ylim()[0] == second.get_ylim()[1] - second.get_ylim()[0]
+    note = figure.get_supxlabel()
+    assert "interval over queries only" in note  # `seven` was trained once
+    assert "do not start at 0" in note
+
+
+def test_prompts_shows_the_papers_curve_below(results, tmp_path):
+    table = tmp_path / "table6.csv"
+    table.write_text(
+        "prompts,scenes-short (for COCO) i2t_r@1,COCO i2t_r@1 paper,food i2t_r@1 paper\n"
+        "1,0,30,50\n7,0,40,54\n"
+    )
+    figure = drawn([*results, table], prompts(table="table6"))
+    first, _, paper, mean = figure.axes
+    assert (first.get_ylabel(), paper.get_ylabel()) == ("tiny study", "paper")
+    assert list(paper.lines[0].get_ydata()) == [30, 40]
+    assert list(mean.lines[0].get_ydata()) == [40, 47]  # of COCO and food, as in our panel
+    spans = {round(np.ptp(axes.get_ylim()), 6) for axes in figure.axes}
+    assert len(spans) == 1
+    assert "paper's numbers" in figure.get_supxlabel()
 
 
 def test_radar_has_a_value_a_language_the_best_on_each_spoke_and_averages(results):
     (axes,) = drawn(results, radar()).axes
     values = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert values == {"FLAME (58.3)": [75, 25, 75, 75], "CLIP (41.7)": [25, 75, 25, 25]}
+    assert values == {"FLAME (58.3)": [75, 25, 75, 75], "CLIP (45.8)": [37.5, 62.5, 37.5, 37.5]}
     spokes = [label.get_text() for label in axes.get_xticklabels()]
-    assert spokes == ["en\n75.0", "de\n75.0", "fr\n75.0"]
+    assert spokes == ["en\n75.0", "de\n62.5", "fr\n75.0"]
     styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
     assert len(styles) == 2
 
@@ -285,11 +315,11 @@ def test_examples_show_what_each_run_returns_and_whether_it_is_right(tmp_path, d
     # Of twelve texts the shown ones are 3 and 9, of the images 1 and 4.
     right = [i // 2 for i in range(12)]
     wrong = [*right[:9], 2, *right[10:]]
-    inputs = [returned(tmp_path / "one-a", right), returned(tmp_path / "seven", wrong), dots]
+    inputs = [returned(tmp_path / "one", right), returned(tmp_path / "seven", wrong), dots]
     chosen = settings(
         {
             "kind": "examples",
-            "runs": {"FLAME": "seven", "CLIP": "one-a"},
+            "runs": {"FLAME": "seven", "CLIP": "one"},
             "benchmark": "COCO",
             "queries": 2,
         },

@@ -66,6 +66,6 @@ def test_a_part_of_the_paper_asks_for_what_it_needs(study, plan, name, tmp_path)
     part = jobs(tmp_path, f"results/{name}.{extension}")
     assert foretold(study, name) == without_sums(part)
     assert all(count <= plan[rule] for rule, count in part.items() if rule != "total")
-    asked = study.figure_results(name) if extension == "png" else study.table_results(name)
+    asked = study.figure_results(name) if extension == "png" else study.table_comparison(name)[1]
     assert part.get("evaluate", 0) + part.get("fewshot", 0) == len(asked)
     assert part["total"] < plan["total"]

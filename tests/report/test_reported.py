@@ -9,7 +9,6 @@ from flame.report.reported import number, read
 from flame.report.results import Results
 from flame.report.results_table import cell
 from flame.study.load import load_file
-from flame.study.schema.benchmarks import Bootstrap
 from flame.study.schema.tables import Reported
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +70,11 @@ def test_every_value_is_a_number_and_no_cell_has_two(path):
 def test_every_column_of_a_study_finds_its_numbers(config):
     """A wrong name would otherwise show only after all computation, as an error or empty cells."""
     study = load_file(ROOT / config, ROOT)
-    nothing = Results({}, {}, Bootstrap())
+    nothing = Results({}, {})
     empty = []
     for name, table in study.tables.items():
+        if table.reported is None:  # ours, not the paper's
+            continue
         printed = read(ROOT / table.reported.file, table.reported)
         rows = [row.model_copy(update={"run": None}) for row in table.rows]
         for column in table.columns:

@@ -52,7 +52,7 @@ def test_a_closure_holds_what_its_jobs_read_and_each_job_once(study):
             rule, wildcards = jobs.producer(study, path)
             assert files.output(rule, **wildcards) in made
     assert {each.wildcards["run"] for each in planned if each.rule == "train"} == {
-        f"flame-{prompts}" for prompts in (1, 3, 5, 7, 9)
+        f"flame-{prompts}{seed}" for prompts in (1, 3, 5, 7, 9) for seed in ("", ".seed1", ".seed2")
     }
 
 

@@ -74,7 +74,7 @@ BAD = {
     "unknown run in a table": (
         "tables/table6/rows/0/run",
         "flame-2",
-        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-1-again, "],
+        ["tables.table6.rows.0.run: unknown run 'flame-2'", "known: flame-1, flame-3, "],
     ),
     "unknown benchmark in a table": (
         "tables/table6/columns/0/benchmark",
@@ -364,16 +364,52 @@ def test_a_run_is_trained_once_for_each_seed():
     assert stages.train(study, "flame-7").seed == 5
     # A fine-tuned run starts from the base of its own seed.
     assert study.base("long-clip.seed2") == "clip.seed2"
-    tables = study.table_results("table1")
+    tables = study.table_comparison("table1")[1]
     assert {"evaluate/clip.seed1/retrieval", "evaluate/flame-7/retrieval"} < set(tables)
 
 
 def test_another_draw_is_another_choice_of_as_many_facets(study):
-    first, again, third = (
-        study.targets(f"flame-1{name}")["long"] for name in ("", "-again", "-third")
-    )
-    assert len(first) == len(again) == len(third) == 1
-    assert len({first, again, third}) > 1
+    names = study.replicas("flame-1")
+    assert [study.trainings[name][1:] for name in names] == [(0, 0), (1, 1), (2, 2)]
+    drawn = [study.targets(name)["long"] for name in names]
+    assert [len(facets) for facets in drawn] == [1, 1, 1]
+    assert len(set(drawn)) > 1
+
+
+def test_one_draw_serves_all_seeds():
+    changed = change("runs/flame-1/draws", [2])
+    study = load(changed, "study.yaml", ROOT)
+    assert len({study.targets(name)["long"] for name in study.replicas("flame-1")}) == 1
+    changed["runs"]["flame-1"]["draws"] = [0, 1]
+    with pytest.raises(StudyError, match=r"runs\.flame-1\.draws: 2 draws for 3 seeds \[0, 1, 2\]"):
+        load(changed, "study.yaml", ROOT)
+    changed["runs"]["flame-1"] |= {"draws": [0], "seeds": [0, 1, 0]}
+    with pytest.raises(StudyError, match=r"runs\.flame-1\.seeds: \[0, 1, 0\] has a seed twice"):
+        load(changed, "study.yaml", ROOT)
+
+
+def test_runs_of_a_kind_tell_how_much_trainings_differ(study):
+    """Drawn prompts are another source of chance, so such runs are a kind of their own."""
+    kinds = {run: study.compared(run).kind for run in study.runs}
+    assert kinds["flame-1"] == kinds["flame-5"] == ("flame", True)
+    assert kinds["flame-7"] == kinds["flame-9"] == kinds["large-flame"] == ("flame", False)
+    assert kinds["clip"] == ("clip", False)
+    assert not study.is_drawn("flame-9")  # all nine
+    # A table asks for the replicated runs that something asks of its benchmarks anyway.
+    assert "flame-9" in study.table_comparison("table3")[0]
+    assert "flame-9" not in study.table_comparison("table5")[0]
+
+
+def test_every_difference_of_the_demo_study_covers_the_chance_in_trainings(study):
+    """At least two degrees of freedom of both kinds, in every column of every table."""
+    for table in study.tables.values():
+        for column in table.columns:
+            groups = [column.measures]
+            for run in table.runs:
+                kind = study.compared(run).kind
+                others = study.comparison([run], groups)[0]
+                alike = [name for name in others if study.compared(name).kind == kind]
+                assert sum(len(study.replicas(name)) - 1 for name in alike) >= 2
 
 
 def test_stores_hold_the_facets_that_are_used_or_all():
@@ -412,18 +448,12 @@ def test_a_figure_of_captions_pulls_stores_that_nothing_else_asks_for():
 
 
 def test_tables_pull_what_they_are_made_of(study):
-    assert set(study.table_results("table7")) == {
-        f"evaluate/{run}/classification"
-        for run in (
-            "flame-7",
-            "flame-gemma",
-            "flame-random",
-            "flame-small",
-            "flame-large",
-            "clip",
-            "clip-small",
-            "clip-large",
-        )
+    once = ["flame-gemma", "flame-random", "flame-small", "flame-large", "clip-small", "clip-large"]
+    thrice = ["flame-7", "clip", "flame-9"]  # flame-9 tells how much trainings differ
+    trainings = [*once, *(name for run in thrice for name in study.replicas(run))]
+    found = study.table_comparison("table7")[1]
+    assert set(found) == {f"evaluate/{name}/classification" for name in trainings}
+    assert set(study.table_comparison("table_c5")[1]) == {
+        f"fewshot/{name}/MiniImageNet" for name in study.replicas("flame-7")
     }
-    assert study.table_results("table_c5") == ("fewshot/flame-7/MiniImageNet",)
     assert study.figure_results("figure3") == ()

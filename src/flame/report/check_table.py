@@ -18,8 +18,8 @@ Sources: `{file}`. Of {total} numbers, **{agrees} agree**, **{differs} differ** 
 
 - A number **agrees** if it is within {tolerance:g} points of the published one. Otherwise it
   **differs**, and the verdict suggests where to look first.
-- Small print below a measured number: 95 % bootstrap interval over the queries. It does not affect
-  the verdict, since both numbers come from the same queries.
+- Small print below a measured number: 95 % interval over the queries. It does not affect the
+  verdict, since both numbers come from the same queries.
 """
 # Hints on the cause, by what else differs.
 DATA = "most baselines differ on this benchmark: check the images and texts of the data set"

@@ -15,28 +15,30 @@ from flame.study import names
 from flame.study.schema.tables import Claim, Measure
 from flame.study.settings import ClaimsSettings, TableSettings
 
-Word = Literal["holds", "does not hold", "cannot be tested here"]
+Word = Literal["holds", "contradicted", "undecided", "cannot be tested here"]
 MOST_NAMED = 4  # benchmarks listed for a claim; of more, only the number, the first and the last
-WORDS: tuple[Word, ...] = ("holds", "does not hold", "cannot be tested here")
+WORDS: tuple[Word, ...] = ("holds", "contradicted", "undecided", "cannot be tested here")
 PREAMBLE = """\
 # Claims of the paper in the *{study}* study
 
 Claims of FLAME (arXiv 2411.11927), judged by the results of the *{study}* study.
-{total} claims: **{holds} hold**, **{fails} do not hold**, **{untested} cannot be tested here**.
+{total} claims: **{holds} hold**, **{contradicted} are contradicted**, **{undecided} are
+undecided**, **{untested} cannot be tested here**.
 
 - A claim **holds** if the whole 95 % interval, not only the value, lies above 0 (or above the
-  claimed ratio). Otherwise it **does not hold**, for one of two reasons: the whole interval lies
-  below 0, so the opposite was measured; or it contains 0, so these queries do not decide.
-- Differences are in percentage points, paired by query: both runs answer the same queries, and each
-  bootstrap sample is drawn for both. The interval covers the choice of queries, not the variation
-  between trainings{seeds}.
+  claimed ratio), and is **contradicted** if it lies below. If it contains 0, the study leaves the
+  claim **undecided**, and the verdict names the smallest difference that the study would have found
+  with a probability of 80 %.
+- Differences are in percentage points, between means over the trainings of both runs, and paired by
+  query. The interval covers the choice of the queries and the chance in the trainings (seeds and,
+  where prompts are drawn, draws); a run that was trained once borrows the variance of the runs of
+  its method that were trained several times. docs/statistics.md explains how. ± is the standard
+  deviation over the trainings.
 - *nouns (for ImageNet-1k)*: measured on the data set nouns, a stand-in for ImageNet-1k. Of such a
   difference, only the sign is comparable with the paper's, not the size.
 - For a ratio of times, the range over the rounds of measurement replaces the interval.
 """
-SEEDS = """\
-; ± is the standard deviation over the seeds, if both runs have the same number
-  of them"""
+ONCE = "too few trainings of a kind, so how much trainings differ is unknown"
 
 
 class Verdict(NamedTuple):
@@ -59,7 +61,7 @@ def judge(
     """Verdict on a claim.
 
     A claim holds if its whole interval, not only its value, lies above 0, or above the claimed
-    ratio.
+    ratio; it is contradicted if the whole interval lies below, and undecided otherwise.
 
     Args:
         claim: two runs and the metrics they are compared in, a ratio, or the reason why it cannot
@@ -83,10 +85,16 @@ def judge(
         assert claim.worse is not None
         measured = results.difference(claim.better, claim.worse, claim.measures)
     bound = claim.above or 0.0
+    if not measured.trainings:
+        return Verdict(claim, measured, "cannot be tested here", ONCE)
     if measured.low > bound:
         return Verdict(claim, measured, "holds", f"the whole interval is above {bound:g}")
-    because = "the whole interval is below" if measured.high < bound else "the interval contains"
-    return Verdict(claim, measured, "does not hold", f"{because} {bound:g}")
+    if measured.high < bound:
+        return Verdict(claim, measured, "contradicted", f"the whole interval is below {bound:g}")
+    because = f"the interval contains {bound:g}"
+    if measured.detectable is not None:
+        because += f"; differences from {measured.detectable:.1f} points on would have been found"
+    return Verdict(claim, measured, "undecided", because)
 
 
 def as_csv(verdicts: Iterable[Verdict], settings: ClaimsSettings) -> str:
@@ -98,15 +106,14 @@ def as_csv(verdicts: Iterable[Verdict], settings: ClaimsSettings) -> str:
 def as_markdown(verdicts: Sequence[Verdict], settings: ClaimsSettings) -> str:
     """Markdown page: how many claims hold, how they are judged, and one line per claim."""
     counts = Counter(verdict.word for verdict in verdicts)
-    holds, fails, untested = (counts[word] for word in WORDS)
-    several = any(len(names) > 1 for names in settings.runs.values())
+    holds, contradicted, undecided, untested = (counts[word] for word in WORDS)
     preamble = PREAMBLE.format(
         study=settings.study,
         total=len(verdicts),
         holds=holds,
-        fails=fails,
+        contradicted=contradicted,
+        undecided=undecided,
         untested=untested,
-        seeds=SEEDS if several else "",
     )
     return f"{preamble}\n{claims_table(verdicts, settings)}"
 

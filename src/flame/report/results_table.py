@@ -15,8 +15,15 @@ from flame.study.settings import FigureSettings, TableSettings
 
 MEASURED = "Results of the *{study}* study, in percent.\n"
 STAND_INS = "*{name}*: measured on {dataset}, which stands in for {benchmark}.\n"
-INTERVALS = "Small print below a measured number: 95 % bootstrap interval over the queries."
-SEEDS = "Runs trained with several seeds: mean ± standard deviation over the seeds."
+INTERVALS = (
+    "Small print below a measured number: 95 % interval. It covers the choice of the queries and "
+    "the chance in the trainings (docs/statistics.md)."
+)
+QUERIES_ONLY = (
+    "†: too few trainings of its kind to tell how much trainings differ. The interval covers the "
+    "choice of the queries only."
+)
+SEEDS = "Runs trained several times: mean ± standard deviation over the trainings."
 GAINS = (
     "In parentheses: gain over the same tower trained as CLIP, with a paired interval if measured."
 )
@@ -91,7 +98,7 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
     """CSV with one line per row and one column per number, rounded to one decimal."""
     table = settings.table
     columns: dict[str, Sequence] = {table.row_header: [row.label for row in table.rows]}
-    several = any(len(names) > 1 for names in settings.runs.values())
+    several = _is_replicated(settings)
     gains = any(row.gain_over for row in table.rows)
     for column, column_cells in zip(table.columns, zip(*cells, strict=True), strict=True):
         name = f"{column_name(column, settings)} {column.metric}"
@@ -122,7 +129,7 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
             label = f"{row.label} <sub>(reported)</sub>" if row.run is None else "<sub>paper</sub>"
             lines.append([label, *texts])
     head = MEASURED.format(study=settings.study) + _example(settings)
-    notes = bullet_list(_notes(settings))
+    notes = bullet_list(_notes(cells, settings))
     return f"**{table.title}**\n\n{head}\n{markdown_table(lines)}\n{notes}"
 
 
@@ -174,10 +181,12 @@ def _measured(value: str, cell: Cell) -> str:
     """`71.2 ± 0.8 (+3.1)`, with both intervals in small print."""
     assert cell.measured is not None
     spread = "" if cell.measured.std is None else f" ± {cell.measured.std:.1f}"
-    ends = f"{cell.measured.low:.1f}-{cell.measured.high:.1f}"
+    mark = "" if cell.measured.trainings else "†"
+    ends = f"{cell.measured.low:.1f}-{cell.measured.high:.1f}{mark}"
     if cell.gain is None:
         return f"{value}{spread}<br><sub>{ends}</sub>"
-    gain_ends = f"{cell.gain.low:+.1f} to {cell.gain.high:+.1f}"
+    mark = "" if cell.gain.trainings else "†"
+    gain_ends = f"{cell.gain.low:+.1f} to {cell.gain.high:+.1f}{mark}"
     return f"{value}{spread} ({cell.gain.value:+.1f})<br><sub>{ends} ({gain_ends})</sub>"
 
 
@@ -186,12 +195,20 @@ def _paper(value: str, cell: Cell) -> str:
     return f"<sub>{value}{gain}</sub>" if value else ""
 
 
-def _notes(settings: TableSettings) -> Iterable[str]:
+def _is_replicated(settings: TableSettings) -> bool:
+    """Whether any run of the table was trained several times."""
+    return any(len(settings.runs[run].trainings) > 1 for run in settings.table.runs)
+
+
+def _notes(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> Iterable[str]:
     """Notes on the kinds of numbers that occur in the table."""
     rows: Sequence[Row] = settings.table.rows
     if any(row.run for row in rows):
         yield INTERVALS
-    if any(len(names) > 1 for names in settings.runs.values()):
+    estimates = [each for row in cells for cell in row for each in (cell.measured, cell.gain)]
+    if any(each is not None and not each.trainings for each in estimates):
+        yield QUERIES_ONLY
+    if _is_replicated(settings):
         yield SEEDS
     if any(row.gain_over for row in rows):
         yield GAINS

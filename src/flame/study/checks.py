@@ -124,7 +124,15 @@ def _run_mistakes(study: Study, path: str, run: Run) -> Mistakes:
     if isinstance(run, LongClipRun) and not isinstance(study.runs.get(run.base), ClipRun):
         clips = [name for name, other in study.runs.items() if isinstance(other, ClipRun)]
         yield f"{path}.base", f"no CLIP run {known(run.base, clips)}"
+    seeds = study.seeds or (study.seed,)
+    if not isinstance(run, PretrainedRun):
+        seeds = run.seeds or seeds
+        if len(set(seeds)) < len(seeds):
+            yield f"{path}.seeds", f"{list(seeds)} has a seed twice"
     if isinstance(run, FlameRun):
+        if len(run.draws) not in (1, len(seeds)):
+            draws = f"{len(run.draws)} draws for {len(seeds)} seeds"
+            yield f"{path}.draws", f"{draws} {list(seeds)}: give one draw, or one for each seed"
         yield from _target_mistakes(study, path, run)
     if not isinstance(run, PretrainedRun) and run.validation is not None:
         yield from _validation_mistakes(study, f"{path}.validation", run.validation)

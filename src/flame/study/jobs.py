@@ -161,7 +161,7 @@ def train(study: Study, run: str) -> Job:
     Raises:
         ValueError: the run is not trained here.
     """
-    chosen, _ = _find("run", run, study.trainings)
+    chosen = _find("run", run, study.trainings).run
     if not study.trained(run):
         raise ValueError(f"run {run!r} is not trained here: {tower(study, run)}")
     dataset, base = study.dataset_of(run), study.base(run)
@@ -303,7 +303,7 @@ def export(study: Study, run: str) -> Job:
     """A trained FLAME in one folder, with the results that tables and figures show of it."""
     model = tower(study, run)
     settings = stages.export(study, run)
-    found = [result for name in study.tables for result in study.table_results(name)]
+    found = [result for name in study.tables for result in study.table_comparison(name)[1]]
     found += [result for name in study.figures for result in study.figure_results(name)]
     own = dict.fromkeys(f"results/{r}.json" for r in found if r.startswith(f"evaluate/{run}/"))
     inputs: dict[str, Paths] = {"model": model, "llm": _llm(study, run), "metrics": list(own)}
@@ -317,12 +317,12 @@ def table(study: Study, table: str) -> Job:
     """A table of the paper."""
     _find("table", table, study.tables)
     settings = stages.table(study, table).model_dump_json()
-    return Job(_metrics_and_hits(study.table_results(table)), {"settings": settings})
+    return Job(_metrics_and_hits(study.table_comparison(table)[1]), {"settings": settings})
 
 
 def claims(study: Study) -> Job:
     """The list of claims."""
-    inputs = _metrics_and_hits(study.claim_results(study.claims.values()))
+    inputs = _metrics_and_hits(study.claims_comparison(study.claims.values())[1])
     ratios = any(claim.ratio for claim in study.claims.values())
     inputs["overhead"] = [files.output("overhead")] if ratios else []
     known = any(claim.knows for claim in study.claims.values())

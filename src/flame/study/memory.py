@@ -407,12 +407,12 @@ def prompt(study: Study, machine: Machine, prompt: str, facet: str) -> Bytes:
 
 def table(study: Study, machine: Machine, table: str) -> Bytes:
     """Every query of the results that it shows."""
-    return {"program": PLAIN, "hits": HIT_ROW * queries(study, study.table_results(table))}
+    return {"program": PLAIN, "hits": HIT_ROW * queries(study, study.table_comparison(table)[1])}
 
 
 def claims(study: Study, machine: Machine) -> Bytes:
     """Every query of the results that claims are tested on."""
-    found = study.claim_results(study.claims.values())
+    found = study.claims_comparison(study.claims.values())[1]
     return {"program": PLAIN, "hits": HIT_ROW * queries(study, found)}
 
 

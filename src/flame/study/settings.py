@@ -32,8 +32,8 @@ VERSION = {
     "knowledge": 1,
     "overhead": 2,
     "export": 1,
-    "table": 2,
-    "figure": 2,
+    "table": 3,
+    "figure": 3,
 }
 
 
@@ -252,7 +252,23 @@ class OverheadSettings(Section):
     version: int
 
 
-class _Compared(Section):
+class Compared(Section):
+    """A run, as it is compared with others."""
+
+    trainings: tuple[str, ...] = Field(min_length=1, description="one per seed")
+    method: str | None = Field(
+        description="its trainings differ as much as those of other runs of this method; null: a "
+        "tower that was not trained here"
+    )
+    drawn: bool = Field(description="whether its facets are drawn at random among more")
+
+    @property
+    def kind(self) -> tuple[str, bool] | None:
+        """Runs of one kind have trainings that differ as much; None: it was not trained here."""
+        return None if self.method is None else (self.method, self.drawn)
+
+
+class _Comparison(Section):
     """Anything made from results of runs, with the trainings and data sets behind its names."""
 
     study: str
@@ -260,12 +276,13 @@ class _Compared(Section):
     stand_ins: tuple[str, ...] = Field(
         default=(), description="benchmarks whose data set only stands in for them"
     )
-    runs: dict[str, tuple[str, ...]] = Field(description="run -> its trainings, one per seed")
-    bootstrap: Bootstrap
+    runs: dict[str, Compared] = Field(
+        description="those compared, and those that tell how trainings differ"
+    )
     version: int
 
 
-class TableSettings(_Compared):
+class TableSettings(_Comparison):
     """A table, with the names it uses resolved."""
 
     name: str
@@ -273,7 +290,7 @@ class TableSettings(_Compared):
     claims: tuple[Claim, ...] = Field(description="those printed under it")
 
 
-class ClaimsSettings(_Compared):
+class ClaimsSettings(_Comparison):
     """All claims, with the names they use resolved."""
 
     claims: tuple[Claim, ...]
@@ -309,7 +326,7 @@ class AppendixSettings(Section):
     version: int
 
 
-class FigureSettings(_Compared):
+class FigureSettings(_Comparison):
     """A figure, with the names it uses resolved."""
 
     name: str

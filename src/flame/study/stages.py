@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flame.study.schema.runs import ClipRun, FlameRun, PretrainedRun
-from flame.study.schema.tables import Claim, Measure
+from flame.study.schema.tables import Measure
 from flame.study.settings import (
     VERSION,
     AppendixSettings,
@@ -77,7 +77,7 @@ def embed(study: Study, llm: str, bundle: str, kind: str, part: int) -> EmbedSet
 
 def train(study: Study, training: str) -> Training:
     """Settings of one training."""
-    run, seed = study.trainings[training]
+    run, seed, _ = study.trainings[training]
     assert not isinstance(run, PretrainedRun)
     shared: dict[str, Any] = {
         "run": training,
@@ -245,25 +245,27 @@ def table(study: Study, name: str) -> TableSettings:
     """Settings of one table."""
     chosen, below = study.tables[name], study.claims_under(name)
     rows = tuple(row.model_copy(update={"label": study.label_of(row)}) for row in chosen.rows)
+    measures = [*chosen.measures, *(m for claim in below for m in claim.measures)]
     return TableSettings(
         study=study.study,
         name=name,
         table=chosen.model_copy(update={"rows": rows}),
         claims=below,
         version=VERSION["table"],
-        **_named(study, below, chosen.runs, chosen.measures),
+        **_named(study, study.table_comparison(name)[0], measures),
     )
 
 
 def claims(study: Study) -> ClaimsSettings:
     """Settings of the list of claims."""
     every = tuple(study.claims.values())
+    measures = [measure for claim in every for measure in claim.measures]
     return ClaimsSettings(
         study=study.study,
         claims=every,
         probed=probed(study) if any(claim.knows for claim in every) else None,
         version=VERSION["table"],
-        **_named(study, every, (), ()),
+        **_named(study, study.claims_comparison(every)[0], measures),
     )
 
 
@@ -296,20 +298,15 @@ def figure(study: Study, name: str) -> FigureSettings:
         figure=chosen,
         version=VERSION["figure"],
         **chosen.resolved(study),
-        **_named(study, (), *chosen.uses()),
+        **_named(study, *chosen.uses()),
     )
 
 
-def _named(
-    study: Study, below: Iterable[Claim], runs: Iterable[str], measures: Iterable[Measure]
-) -> dict[str, Any]:
-    """Trainings of runs and data sets of benchmarks, for what compares them."""
-    below = list(below)
-    runs = [*runs, *(run for claim in below for run in claim.runs)]
-    benchmarks = [m.benchmark for m in [*measures, *(m for c in below for m in c.measures)]]
+def _named(study: Study, runs: Iterable[str], measures: Iterable[Measure]) -> dict[str, Any]:
+    """What names of runs and of benchmarks stand for."""
+    benchmarks = dict.fromkeys(measure.benchmark for measure in measures)
     return {
-        "datasets": {b: study.benchmarks[b].dataset for b in dict.fromkeys(benchmarks)},
-        "stand_ins": tuple(filter(study.is_stand_in, dict.fromkeys(benchmarks))),
-        "runs": {run: study.replicas(run) for run in dict.fromkeys(runs)},
-        "bootstrap": study.bootstrap,
+        "datasets": {name: study.benchmarks[name].dataset for name in benchmarks},
+        "stand_ins": tuple(filter(study.is_stand_in, benchmarks)),
+        "runs": {run: study.compared(run) for run in dict.fromkeys(runs)},
     }

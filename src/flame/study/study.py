@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from pydantic import Field
 
@@ -26,7 +26,16 @@ from flame.study.schema.runs import (
 )
 from flame.study.schema.section import Section
 from flame.study.schema.tables import AppendixTable, Claim, Measure, Row, Table
-from flame.study.settings import Question
+from flame.study.settings import Compared, Question
+
+
+class Replica(NamedTuple):
+    """A training of a run."""
+
+    run: Run
+    seed: int
+    draw: int
+    """Which random draw of facets it has as targets."""
 
 
 class Study(Section):
@@ -109,15 +118,15 @@ class Study(Section):
         A number of facets is drawn with the study's seed (Section 4.4: "random sampling").
         """
         resolved = {}
-        run = self.flame_run(training)
+        run, draw = self.flame_run(training), self.trainings[training].draw
         for kind, choice in run.targets.items():
             prompt = self.prompt_of(kind)
             if choice == "default":
                 chosen: Iterable[str] = prompt.default
             elif isinstance(choice, int):
-                another = f"/{run.draw}" if run.draw else ""
-                draw = random.Random(f"{self.seed}/{kind}/{choice}{another}")
-                chosen = draw.sample(prompt.facets, choice)
+                another = f"/{draw}" if draw else ""
+                rng = random.Random(f"{self.seed}/{kind}/{choice}{another}")
+                chosen = rng.sample(prompt.facets, choice)
             else:
                 chosen = choice
             wanted = set(chosen)
@@ -130,7 +139,7 @@ class Study(Section):
         if self.embedding.facets == "all":
             return prompt.facets
         used: set[str] = set()
-        for name, run in self.runs.items():
+        for name, (run, _, _) in self.trainings.items():
             if not isinstance(run, FlameRun) or run.llm != llm:
                 continue
             if kind in run.targets and self.bundle(run.dataset) == bundle:
@@ -172,23 +181,41 @@ class Study(Section):
     # --- runs and their trainings -----------------------------------------------------------
 
     @cached_property
-    def trainings(self) -> dict[str, tuple[Run, int]]:
-        """Name of every training -> its run and its seed."""
+    def trainings(self) -> dict[str, Replica]:
+        """Name of every training -> its run, seed and draw of facets."""
         return {
-            name: (run, seed)
+            name: Replica(run, *chances)
             for key, run in self.runs.items()
-            for name, seed in zip(self.replicas(key), self._seeds(run), strict=True)
+            for name, *chances in zip(
+                self.replicas(key), self.seeds_of(key), self._draws(key), strict=True
+            )
         }
 
     def replicas(self, run: str) -> tuple[str, ...]:
         """Trainings of a run, one per seed: the first has its name, the others `<run>.seed<n>`."""
-        others = self._seeds(self.runs[run])[1:]
+        others = self.seeds_of(run)[1:]
         return run, *(f"{run}.seed{seed}" for seed in others)
 
-    def _seeds(self, run: Run) -> tuple[int, ...]:
-        if not self._is_trained(run):
+    def seeds_of(self, run: str) -> tuple[int, ...]:
+        """Seeds of the trainings of a run."""
+        chosen = self.runs[run]
+        if not self._is_trained(chosen):
             return (self.seed,)
-        return run.seeds or self.seeds or (self.seed,)
+        return chosen.seeds or self.seeds or (self.seed,)
+
+    def _draws(self, run: str) -> tuple[int, ...]:
+        """Draw of each training of a run: one for all, or one for each."""
+        chosen, count = self.runs[run], len(self.seeds_of(run))
+        draws = chosen.draws if isinstance(chosen, FlameRun) else (0,)
+        return tuple(draws[number % len(draws)] for number in range(count))
+
+    def is_drawn(self, run: str) -> bool:
+        """Whether the facets that a run is trained on are drawn at random among more."""
+        chosen = self.runs[run]
+        return isinstance(chosen, FlameRun) and any(
+            isinstance(choice, int) and choice < len(self.prompt_of(kind).facets)
+            for kind, choice in chosen.targets.items()
+        )
 
     @staticmethod
     def _is_trained(run: Run) -> TypeGuard[FlameRun | ClipRun | LongClipRun]:
@@ -200,7 +227,7 @@ class Study(Section):
 
     def run(self, training: str) -> Run:
         """The run of a training."""
-        return self.trainings[training][0]
+        return self.trainings[training].run
 
     def flame_run(self, training: str) -> FlameRun:
         """The run of a training on embeddings."""
@@ -215,10 +242,10 @@ class Study(Section):
 
     def base(self, training: str) -> str | None:
         """Training that a Long-CLIP starts from: of the same seed if there is one."""
-        run, seed = self.trainings[training]
+        run, seed, _ = self.trainings[training]
         if not isinstance(run, LongClipRun):
             return None
-        replicas = zip(self.replicas(run.base), self._seeds(self.runs[run.base]), strict=True)
+        replicas = zip(self.replicas(run.base), self.seeds_of(run.base), strict=True)
         return next((name for name, of in replicas if of == seed), run.base)
 
     def dataset_of(self, training: str) -> str:
@@ -321,23 +348,77 @@ class Study(Section):
                     found[f"evaluate/{training}/{self.evaluated_in(name)}"] = None
         return tuple(found)
 
-    def table_results(self, name: str) -> tuple[str, ...]:
-        """Results that a table is made of, and those of the claims printed under it."""
+    # --- comparisons ------------------------------------------------------------------------
+
+    def compared(self, run: str) -> Compared:
+        """What intervals need to know of a run."""
+        chosen = self.runs[run]
+        method = chosen.method if self._is_trained(chosen) else None
+        drawn = self.is_drawn(run)
+        return Compared(trainings=self.replicas(run), method=method, drawn=drawn)
+
+    def comparison(
+        self, runs: Iterable[str], groups: Iterable[Iterable[Measure]]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Runs and results that are needed to compare some runs.
+
+        Args:
+            runs: those compared.
+            groups: measures whose mean is compared, for each comparison.
+
+        Returns:
+            The runs, with others that tell how trainings differ; and the results of all, as paths
+            below `results` without extensions.
+        """
+        runs = tuple(dict.fromkeys(runs))
+        every, found = dict.fromkeys(runs), dict[str, None]()
+        for group in groups:
+            measures = tuple(group)
+            others = self._replicated(runs, {measure.benchmark for measure in measures})
+            every |= dict.fromkeys(others)
+            found |= dict.fromkeys(self.results([*runs, *others], measures))
+        return tuple(every), tuple(found)
+
+    def _replicated(self, runs: Iterable[str], benchmarks: set[str]) -> list[str]:
+        """Runs with several trainings, of the kinds of these, that all benchmarks are asked of."""
+        kinds = {self.compared(run).kind for run in runs} - {None}
+        return [
+            run
+            for run, asked in self._asked.items()
+            if benchmarks <= asked
+            and len(self.replicas(run)) > 1
+            and self.compared(run).kind in kinds
+        ]
+
+    @cached_property
+    def _asked(self) -> dict[str, set[str]]:
+        """Run -> benchmarks of all tables, claims and figures that it occurs in."""
+        uses = [(table.runs, table.measures) for table in self.tables.values()]
+        uses += [(claim.runs, claim.measures) for claim in self.claims.values()]
+        figures = [figure.uses() for figure in self.figures.values()]
+        uses += [(tuple(runs), tuple(measures)) for runs, measures in figures]
+        asked: dict[str, set[str]] = {}
+        for runs, measures in uses:
+            for run in runs:
+                asked.setdefault(run, set()).update(measure.benchmark for measure in measures)
+        return asked
+
+    def table_comparison(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Runs and results that a table is made of, and the claims printed under it."""
         table = self.tables[name]
-        found = dict.fromkeys(self.results(table.runs, table.measures))
-        found |= dict.fromkeys(self.claim_results(self.claims_under(name)))
-        return tuple(found)
+        runs, found = self.comparison(table.runs, [column.measures for column in table.columns])
+        more = self.claims_comparison(self.claims_under(name))
+        return tuple(dict.fromkeys([*runs, *more[0]])), tuple(dict.fromkeys([*found, *more[1]]))
 
     def claims_under(self, table: str) -> tuple[Claim, ...]:
         """Claims that are printed under a table."""
         return tuple(c for c in self.claims.values() if c.table == table and c.untested is None)
 
-    def claim_results(self, claims: Iterable[Claim]) -> tuple[str, ...]:
-        """Results that some claims are tested on."""
-        found: dict[str, None] = {}
-        for claim in claims:
-            found |= dict.fromkeys(self.results(claim.runs, claim.measures))
-        return tuple(found)
+    def claims_comparison(self, claims: Iterable[Claim]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Runs and results that some claims are tested on."""
+        pairs = [self.comparison(claim.runs, [claim.measures]) for claim in claims]
+        runs = dict.fromkeys(run for every, _ in pairs for run in every)
+        return tuple(runs), tuple(dict.fromkeys(path for _, found in pairs for path in found))
 
     def figure_results(self, name: str) -> tuple[str, ...]:
         """Results that a figure is drawn from."""

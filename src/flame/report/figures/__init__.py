@@ -89,7 +89,7 @@ def read(inputs: Sequence[Path], settings: "FigureSettings") -> "Results":
 
     metrics = [path for path in inputs if path.suffix == ".json"]
     hits = [path for path in inputs if path.suffix == ".parquet"]
-    return results.read(metrics, hits, settings.runs, settings.bootstrap)
+    return results.read(metrics, hits, settings.runs)
 
 
 def dataset_folder(inputs: Sequence[Path], dataset: str) -> Path:

@@ -65,7 +65,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     assert isinstance(chosen, Keys)
     reader = ImageReader(dataset_folder(inputs, settings.datasets[chosen.benchmark]))
     answers = {
-        label: _answers(training_file(inputs, settings.runs[run][0]), chosen.benchmark)
+        label: _answers(training_file(inputs, settings.runs[run].trainings[0]), chosen.benchmark)
         for label, run in chosen.runs.items()
     }
     first = next(iter(answers.values()))

@@ -60,7 +60,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     folder = dataset_folder(inputs, settings.datasets[chosen.benchmark])
     reader = ImageReader(folder)
     rows = {key: row for row, key in enumerate(reader.keys)}
-    pictures = json.loads(training_file(inputs, settings.runs[chosen.run][0]).read_text())
+    pictures = json.loads(training_file(inputs, settings.runs[chosen.run].trainings[0]).read_text())
     columns = min(COLUMNS, len(pictures))
     lines = -(-len(pictures) // columns)
     figure = canvas(max(INCHES * columns, 6), (INCHES + 0.3) * lines + 0.9, settings, NOTE)

@@ -191,8 +191,11 @@ class FlameRun(_Run):
         min_length=1,
         description="caption kind -> facets to match: 'default', a number to draw, or a list",
     )
-    draw: NonNegativeInt = Field(
-        default=0, description="index of the random draw of facets, for targets that are numbers"
+    draws: tuple[NonNegativeInt, ...] = Field(
+        default=(0,),
+        min_length=1,
+        description="random draws of facets, for targets that are numbers: one for all trainings, "
+        "or one for each seed",
     )
     weights: HubFile | None = Field(
         default=None,
