@@ -31,7 +31,7 @@ table6: setup ## results/table6.csv and .md of the demo study, or of STUDY=<a st
 # second, that takes an eighth of a core towards the end of a long run.
 all: setup ## every table and figure of the demo study, and results/claims.md
 	$(BIN)/snakemake --cores $(CORES) --max-jobs-per-timespan 1000/10s
-	@echo && cat results/claims.md
+	@echo && $(BIN)/python -m flame.table show results/claims.csv --columns claim "measured in" paper value low high verdict
 
 plan: setup ## GPU hours, disk, memory and access that the paper study needs, or STUDY=<a study's YAML>
 	$(BIN)/python -m flame.plan --study $(or $(STUDY),config/paper.yaml)

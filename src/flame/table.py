@@ -5,6 +5,7 @@ what each prompt knows, `appendix` compares recipe and prompts with the paper's,
 of their CSV files.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from flame.report import (
     results,
     results_table,
 )
-from flame.report.plain import plain_table
+from flame.report.plain import WIDTH, plain_table
 from flame.report.reported import read
 from flame.runtime import command
 from flame.runtime.checksums import read_json
@@ -140,7 +141,8 @@ def show(csv: Annotated[Path, tyro.conf.Positional], columns: tuple[str, ...] = 
     for name in columns:
         if name not in frame.columns:
             raise ValueError(f"{csv}: no column {known(name, frame.columns)}")
-    sys.stdout.write(plain_table(frame.select(columns or frame.columns)))
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    sys.stdout.write(plain_table(frame.select(columns or frame.columns), width))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
