@@ -1,6 +1,7 @@
 """What the figures show is what was measured, and the same inputs give the same bytes."""
 
 import io
+import itertools
 import json
 from itertools import chain
 from pathlib import Path
@@ -212,9 +213,35 @@ def test_radar_has_a_value_a_language_the_best_on_each_spoke_and_averages(result
     values = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert values == {"FLAME (58.3)": [75, 25, 75, 75], "CLIP (45.8)": [37.5, 62.5, 37.5, 37.5]}
     spokes = [label.get_text() for label in axes.get_xticklabels()]
-    assert spokes == ["en\n75.0", "de\n62.5", "fr\n75.0"]
+    assert spokes == ["en\n\u25cf 75.0", "de\n\u25a0 62.5", "fr\n\u25cf 75.0"]
+    colours = [label.get_color() for label in axes.get_xticklabels()]
+    owners = [line.get_color() for line in axes.lines]
+    assert colours == [owners[0], owners[1], owners[0]]
     styles = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
     assert len(styles) == 2
+
+
+def test_runs_that_share_a_best_value_are_all_named(results):
+    chosen = radar(runs={"FLAME": "seven", "again": "seven"})
+    (axes,) = drawn(results, chosen).axes
+    assert axes.get_xticklabels()[0].get_text() == "en\n\u25cf\u25a0 75.0"
+    assert axes.get_xticklabels()[0].get_color() == figures.GREY
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_no_text_is_cut_or_overprinted(results, count):
+    """Whatever the number of runs: the figure is as wide as its title, note and panels need."""
+    runs = {f"FLAME with prompts {n}": "seven" for n in range(count)}
+    picture = drawn(results, radar(runs=runs, title="Figure 4. Languages " + "of the world " * 9))
+    picture.draw_without_rendering()
+    note, title = picture._supxlabel, picture._suptitle
+    (axes,) = picture.axes
+    boxes = [title.get_window_extent(), axes.get_tightbbox(), note.get_window_extent()]
+    for box in boxes:
+        assert picture.bbox.x0 <= box.x0 < box.x1 <= picture.bbox.x1
+        assert picture.bbox.y0 <= box.y0 < box.y1 <= picture.bbox.y1
+    for above, below in itertools.pairwise(boxes):
+        assert above.y0 >= below.y1
 
 
 def test_radar_has_a_plot_a_metric(results):
@@ -256,10 +283,24 @@ def test_mask_is_that_of_the_llm_over_its_real_tokens(llm):
     start, stop = len(prefix), len(prefix) + len(endings[0])
     assert (shown[stop:, start:stop] == -1).all()
     assert set(np.unique(shown)) == {-1, 0, 1, 2}
-    tokens = [encoder.tokenizer.decode([i]).strip() for i in chain(prefix, *endings)]
-    assert [t.get_text() for t in axes.get_yticklabels()] == [t or "\u2423" for t in tokens]
-    bold = [i for i, t in enumerate(axes.get_yticklabels()) if t.get_fontweight() == "bold"]
-    assert bold == [stop - 1, len(tokens) - 1]
+    text = encoder.tokenizer.decode([*chain(prefix, *endings)])
+    labels = axes.get_yticklabels()
+    assert "".join(t.get_text() for t in labels).replace("\u2423", "") == text.replace(" ", "")
+    # The random LLM reads letters; the axis shows the words that they spell.
+    assert labels[0].get_text() == "Description"
+    assert axes.get_yticks()[0] == (len("Description") - 1) / 2
+    bold = [axes.get_yticks()[i] for i, t in enumerate(labels) if t.get_fontweight() == "bold"]
+    assert bold == [stop - 1, len(expected) - 1]
+    assert max(picture.get_size_inches()) * 200 <= 2400
+
+
+def test_words_are_put_together_from_tokens(llm):
+    tokenizer = FrozenLLM(llm, device="cpu").tokenizer
+    ids = tokenizer('an \u00e9migr\u00e9, 12:"', add_special_tokens=False).input_ids
+    spelled = mask.words(tokenizer, ids)
+    assert sum(length for _, length in spelled) == len(ids)
+    texts = [text for text, _ in spelled if text != "\u2423"]
+    assert texts == ["an", "\u00e9migr\u00e9", ",", "12", ":", '"']
 
 
 def test_position_ids_restart_after_the_prefix():
@@ -297,7 +338,11 @@ def test_overhead_shows_the_rounds_ratios(tmp_path):
     }
     assert [bar.get_width() for bar in left.patches] == [4.0, 1.0, 1.0]
     texts = [text.get_text() for text in right.texts]
-    assert texts == ["60x (50-70)", "3x (2-4)", "1 = 1 s"]
+    assert texts == ["60.0x (50.0-70.0)", "3.00x (2.00-4.00)", "1 = 1 s"]
+    # On a logarithmic axis the bar of 1 has a length, too.
+    assert right.get_xscale() == "log"
+    assert right.patches[-1].get_width() == pytest.approx(0.9)
+    assert right.get_xlim()[0] == pytest.approx(0.1)
     assert right.get_xscale() == "log"
 
 

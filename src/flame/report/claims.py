@@ -166,7 +166,7 @@ def _line(verdict: Verdict, settings: ClaimsSettings | TableSettings) -> Sequenc
 
 
 def _called(measure: Measure, settings: ClaimsSettings | TableSettings) -> str:
-    return names.of_measures(measure.benchmark, [measure], settings.datasets, settings.stand_ins)
+    return names.of_measures(measure.benchmark, [measure], *settings.measured)
 
 
 def _measured_in(claim: Claim, settings: ClaimsSettings) -> str | None:

@@ -135,9 +135,7 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
 
 def column_name(column: Column, settings: TableSettings | FigureSettings) -> str:
     """What was measured in a column, such as `nouns (for ImageNet-1k)`."""
-    return names.of_measures(
-        column.benchmark, column.measures, settings.datasets, settings.stand_ins
-    )
+    return names.of_measures(column.benchmark, column.measures, *settings.measured)
 
 
 def _example(settings: TableSettings) -> str:
@@ -223,7 +221,7 @@ def _notes(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> Iterable
 
 def _members(column: Column, settings: TableSettings) -> list[str]:
     """Benchmarks of a mean, each with its metric if the metrics differ."""
-    measures, given = column.measures, (settings.datasets, settings.stand_ins)
+    measures, given = column.measures, settings.measured
     each = [names.of_measures(m.benchmark, [m], *given) for m in measures]
     if len({measure.metric for measure in measures}) == 1:
         return each

@@ -281,6 +281,11 @@ class _Comparison(Section):
     )
     version: int
 
+    @property
+    def measured(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """What `flame.study.names.of_measures` needs."""
+        return self.datasets, self.stand_ins
+
 
 class TableSettings(_Comparison):
     """A table, with the names it uses resolved."""

@@ -15,6 +15,7 @@ share: a palette that colour-blind readers can tell apart, and for every colour 
 style of its own, for prints in grey.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from flame.runtime.errors import known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     from flame.report.results import Results
     from flame.study.settings import FigureSettings
@@ -44,6 +46,7 @@ PALETTE = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 GREY = "0.35"
+MARGIN = 0.97  # share of the width of a figure that its title and its note may fill
 RC: Any = {
     "axes.titlesize": "medium",
     "figure.titlesize": "large",
@@ -77,10 +80,32 @@ def canvas(width: float, height: float, settings: "FigureSettings", note: str = 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     title = f"{settings.figure.title} ({settings.study} study)"
-    figure.suptitle(title, parse_math=False)
+    wrap_within(figure.suptitle(title, parse_math=False), MARGIN * width)
     if note:
-        figure.supxlabel(note, fontsize="small", color=GREY, parse_math=False)
+        text = figure.supxlabel(note, fontsize="small", color=GREY, parse_math=False)
+        wrap_within(text, MARGIN * width)
     return figure
+
+
+def wrap_within(text: "Text", width: float) -> None:
+    """Break a text into as few lines as fit a width, about equally long; no word is broken.
+
+    Args:
+        text: in a figure that can be drawn.
+        width: inches.
+    """
+    figure = text.get_figure(root=True)
+    assert figure is not None
+    words = " ".join(text.get_text().split())
+    fitting: list[str] = []
+    for letters in range(len(words), 0, -1):
+        lines = textwrap.wrap(words, letters, break_long_words=False, break_on_hyphens=False)
+        if fitting and len(lines) > len(fitting):
+            break
+        text.set_text("\n".join(lines))
+        if fitting or text.get_window_extent().width / figure.dpi <= width:
+            fitting = lines
+    text.set_text("\n".join(fitting or lines))
 
 
 def read(inputs: Sequence[Path], settings: "FigureSettings") -> "Results":

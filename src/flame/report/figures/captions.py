@@ -25,8 +25,8 @@ TAILS = (0.001, 0.999)  # quantiles from which a histogram begins and ends
 NARROWEST = 1e-3  # cosines that a histogram spans at least
 NOTE = (
     "{count} images; embeddings by {llm}, averaged over the default facets of the prompt."
-    " In common: distinct words that both use.\nKnown: share of the text in words that the other"
-    " one uses, too. Other images: captions of two images half a set apart.\nNearest: how often the"
+    " In common: distinct words that both use. Known: share of the text in words that the other"
+    " one uses, too. Other images: captions of two images half a set apart. Nearest: how often the"
     " caption ({second}) nearest to a caption ({first}) is that of the same image."
 )
 

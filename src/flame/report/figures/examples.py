@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from flame.data import captions
 from flame.report.figures import GREY, PALETTE, canvas, dataset_folder, training_file
-from flame.study import files
+from flame.study import files, names
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -27,6 +27,7 @@ RIGHT, WRONG = PALETTE[2], PALETTE[3]
 INCHES = 1.7  # height of a row and of an image
 LETTERS = 52  # characters per line
 LINES = 9
+HEAD = 14  # characters per line of a column's head
 
 
 class Keys(FigureBlock):
@@ -71,9 +72,11 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     first = next(iter(answers.values()))
     texts = query_texts(reader.root / captions.FILE, first)
     shown = evenly(len(first), chosen.queries)
+    measure = Measure(benchmark=chosen.benchmark, metric=METRIC)
+    name = names.of_measures(chosen.benchmark, [measure], *settings.measured)
     note = (
-        f"{len(shown)} of {len(first)} texts, evenly spaced, and the image that each run retrieves:"
-        "\na green tick if it is the described image, else a red cross."
+        f"{name}: {len(shown)} of {len(first)} texts, evenly spaced, and the image that each run"
+        " retrieves: a green tick if it is the described image, else a red cross."
     )
     columns = len(answers) + 2
     width = 4.2 + INCHES * (columns - 1)
@@ -87,7 +90,10 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
             best, hit = table["best"][query], table["hit"][query]
             _image(axes, reader, rows[best], *((RIGHT, "\u2713") if hit else (WRONG, "\u2717")))
         _image(line[-1], reader, rows[first["key"][query]], GREY, "")
-    heads = [f"{n}\nR@1 {100 * float(t['hit'].mean()):.1f} %" for n, t in answers.items()]  # type: ignore[arg-type]
+    heads = [
+        f"{textwrap.fill(n, HEAD)}\nR@1 {100 * float(t['hit'].mean()):.1f} %"  # type: ignore[arg-type]
+        for n, t in answers.items()
+    ]
     for axes, head in zip(grid[0][1:], [*heads, "described\nimage"], strict=True):
         axes.set_title(head, parse_math=False)
     return figure

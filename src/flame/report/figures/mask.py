@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
     from flame.study.study import Study
 
-INCHES = 0.17  # per token
+BROKEN = "\ufffd"  # that is how a tokenizer shows bytes that are no character yet
+SPACE = "\u2423"
+INCHES, WIDEST = 0.17, 9.0  # per token; of all tokens, so that a figure stays below 2,400 pixels
 NOTE = (
-    "The token of a row attends to the coloured columns. The hidden states of bold tokens are the"
-    " embeddings.\nBelow: position ids, which restart after the prefix in every facet."
+    "One row and one column per token; a word that the tokenizer splits is written once. The token"
+    " of a row attends to the coloured columns. The hidden states of bold tokens are the"
+    " embeddings. Below: position ids, which restart after the prefix in every facet."
 )
 
 
@@ -83,17 +86,48 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     before, after = settings.prefix
     suffixes = list(settings.facets.values())
     tokens = tokenize(tokenizer, before + chosen.caption + after, after, suffixes)
-    flat = [*tokens.prefix, *chain(*tokens.facets)]
-    side = INCHES * len(flat)
-    figure = canvas(side + 2.2, side + 2.8, settings, NOTE)
+    side = min(INCHES * len(positions(tokens)), WIDEST)
+    figure = canvas(side + 2.2, side + 2.9, settings, NOTE)
     axes = figure.subplots()
     _cells(axes, tokens)
-    words = [str(tokenizer.decode([token])).strip() or "\u2423" for token in flat]
-    _label(axes, tokens, words)
+    parts = [tokens.prefix, *tokens.facets]
+    _label(axes, tokens, [word for part in parts for word in words(tokenizer, part)], side)
     names = ["shared prefix", *(name.replace("_", " ") for name in settings.facets)]
     handles = [Patch(color=c, label=n) for c, n in zip(_colours(tokens), names, strict=True)]
-    axes.legend(handles=handles, loc="upper right", frameon=False, fontsize="large")
+    axes.legend(
+        handles=handles,
+        loc="upper right",
+        fontsize="large",
+        facecolor="white",
+        edgecolor="none",
+        framealpha=1,
+    )
     return figure
+
+
+def words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[str, int]]:
+    """Words that some tokens spell, each with its number of tokens.
+
+    A token goes on with the word before it if it begins with a letter right after one, or if the
+    two share the bytes of a character. Without this, a byte-level tokenizer shows neither words nor
+    characters.
+
+    Args:
+        tokenizer: of the LLM.
+        tokens: of a text.
+    """
+    found: list[tuple[str, int]] = []
+    start = 0
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[start:end])
+        following = tokenizer.decode(tokens[start : end + 1])
+        begun = following.startswith(text) and following[len(text) : len(text) + 1]
+        within = begun and (begun.isalnum() or begun == BROKEN) and text[-1:].isalnum()
+        if end < len(tokens) and (within or text.endswith(BROKEN)):
+            continue
+        found.append((text.strip() or SPACE, end - start))
+        start = end
+    return found
 
 
 def tokenize(tokenizer: Any, prefix: str, after: str, suffixes: Sequence[str]) -> Tokens:
@@ -151,16 +185,29 @@ def _cells(axes: "Axes", tokens: Tokens) -> None:
     axes.tick_params(which="both", length=0)
 
 
-def _label(axes: "Axes", tokens: Tokens, words: Sequence[str]) -> None:
-    places = range(len(words))
-    text: Any = {"fontsize": 10, "parse_math": False}
-    axes.set_yticks(places, words, **text)
-    axes.set_xticks(places, map(str, positions(tokens)), rotation=90, fontsize=9)
+def _label(axes: "Axes", tokens: Tokens, spelled: Sequence[tuple[str, int]], side: float) -> None:
+    """Words on both axes, each in the middle of its tokens, and position ids.
+
+    Args:
+        axes: with the mask.
+        tokens: of the mask.
+        spelled: words with their numbers of tokens.
+        side: of the mask, in inches.
+    """
+    lengths = [length for _, length in spelled]
+    ends = np.cumsum(lengths)
+    middles = ends - (np.array(lengths) + 1) / 2
+    texts = [text for text, _ in spelled]
+    size = min(10, 0.85 * 72 * side / ends[-1])
+    text: Any = {"fontsize": size, "parse_math": False}
+    axes.set_yticks(middles, texts, **text)
+    ids = positions(tokens)
+    axes.set_xticks(range(len(ids)), map(str, ids), rotation=90, fontsize=0.9 * size)
     axes.set_xlabel("position id of the token")
     top = axes.secondary_xaxis("top")
-    top.set_xticks(places, words, rotation=90, **text)
+    top.set_xticks(middles, texts, rotation=90, **text)
     top.tick_params(length=0)
     top.spines["top"].set_visible(False)
-    answers = np.cumsum([len(facet) for facet in tokens.facets]) + len(tokens.prefix) - 1
+    answers = np.cumsum([len(facet) for facet in tokens.facets]) + len(tokens.prefix)
     for answer in answers:
-        axes.get_yticklabels()[answer].set_fontweight("bold")
+        axes.get_yticklabels()[int(np.searchsorted(ends, answer))].set_fontweight("bold")

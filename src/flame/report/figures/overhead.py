@@ -30,6 +30,7 @@ TRAINING = {
 }
 HATCHES = ("", "//", "xx")  # for prints without colour
 WIDEST = 12  # largest ratio on a linear axis
+LOWEST = 0.1  # where a logarithmic axis begins, so that a bar of 1 has a length
 
 
 class Keys(FigureBlock):
@@ -57,8 +58,8 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     measured = json.loads(inputs[0].read_text())
     rounds = len(measured["seconds"]["flame"])
     note = (
-        f"Time relative to the lowest bar: median over {rounds} interleaved rounds, in brackets the"
-        f" range.\n{measured['device']}; {measured['captions']} captions,"
+        f"Time relative to the bar of 1: median over {rounds} interleaved rounds, in brackets the"
+        f" range. {measured['device']}; {measured['captions']} captions,"
         f" {measured['steps']['flame']} steps per round, on batches read beforehand."
     )
     figure = canvas(11, 3.6, settings, note)
@@ -88,12 +89,13 @@ def _bars(axes: "Axes", seconds: Mapping[str, Sequence[float]], ways: Mapping[st
     ratios = relative(seconds, ways)
     highest = max(high for _, _, high in ratios.values())
     wide = highest > WIDEST
+    left = LOWEST if wide else 0.0
     for i, (value, low, high) in enumerate(ratios.values()):
         last = i == len(ratios) - 1
         axes.barh(
             i,
-            value - wide,  # on a logarithmic axis bars start at 1
-            left=int(wide),
+            value - left,
+            left=left,
             height=0.62,
             color=PALETTE[0] if last else PALETTE[1 + i],
             hatch=HATCHES[i],
@@ -101,7 +103,7 @@ def _bars(axes: "Axes", seconds: Mapping[str, Sequence[float]], ways: Mapping[st
             xerr=None if last else [[value - low], [high - value]],
             error_kw={"ecolor": GREY, "capsize": 4, "linewidth": 1.5},
         )
-        label = f"{value:.3g}x ({low:.3g}-{high:.3g})"
+        label = f"{_short(value)}x ({_short(low)}-{_short(high)})"
         if last:
             unit = median(seconds[[*ways][-1]])
             label = f"1 = {unit:.3g} s" if unit >= 1 else f"1 = {1000 * unit:.3g} ms"
@@ -111,13 +113,18 @@ def _bars(axes: "Axes", seconds: Mapping[str, Sequence[float]], ways: Mapping[st
     if wide:
         axes.set_xscale("log")
         axes.axvline(1, color=GREY, linewidth=1)
-        axes.set_xlim(0.6 * min(low for _, low, _ in ratios.values()), highest**2)
+        axes.set_xlim(LOWEST, highest * (highest / LOWEST) ** 0.6)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.tick_params(which="minor", bottom=False)
     else:
         axes.set_xlim(0, 1.7 * highest)
     axes.set_yticks(range(len(ways)), list(ways.values()))
-    axes.set_xlabel("relative time" + (", logarithmic" if wide else ""))
+    axes.set_xlabel("relative time" + (f", logarithmic from {LOWEST:g}" if wide else ""))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _short(ratio: float) -> str:
+    """Three digits: `4.10`, `15.2`, `239`."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from flame.report.figures import GREY, LINES, MARKERS, PALETTE, canvas, read
 from flame.report.markdown import metric_name
+from flame.study import names
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from flame.study.settings import FigureSettings
 
 NOTE = (
-    "Each spoke is labelled with its language and the best value, in %. In brackets: mean over"
+    "{sets}. At each spoke: language, and the best value with the marker and the colour of the"
+    " run that has it (all markers, in grey, if several share it). In brackets: mean over"
     " languages. The radial axis has a square-root scale."
 )
+GLYPHS = "\u25cf\u25a0\u25b2\u25c6\u25bc\u271a\u2716\u2605"  # MARKERS as letters
 TICKS = (1, 5, 10, 20, 40, 60, 80, 100)
 
 
@@ -54,7 +57,8 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     assert isinstance(chosen, Keys)
     results = read(inputs, settings)
     width = max(5.2 * len(chosen.metrics), 7)
-    figure = canvas(width, 6.4 + 0.25 * len(chosen.runs), settings, NOTE)
+    note = NOTE.format(sets=_measured(chosen, settings))
+    figure = canvas(width, 6.6 + 0.25 * len(chosen.runs), settings, note)
     grid = figure.subplots(1, len(chosen.metrics), subplot_kw={"projection": "polar"})
     for axes, metric in zip(np.atleast_1d(grid), chosen.metrics, strict=True):
         values = {
@@ -65,6 +69,16 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     return figure
 
 
+def _measured(chosen: Keys, settings: "FigureSettings") -> str:
+    """`scenes-en (for Crossmodal-3600 en) to scenes-ar (for Crossmodal-3600 ar)`."""
+    benchmarks = [*chosen.languages.values()]
+    each = [
+        names.of_measures(name, [Measure(benchmark=name, metric="")], *settings.measured)
+        for name in (benchmarks[0], benchmarks[-1])
+    ]
+    return " to ".join(each)
+
+
 def _values(results: "Results", run: str, metric: str, chosen: Keys) -> list[float]:
     return [
         results.rate(run, [Measure(benchmark=benchmark, metric=metric)]).value
@@ -73,6 +87,7 @@ def _values(results: "Results", run: str, metric: str, chosen: Keys) -> list[flo
 
 
 def _web(axes: "PolarAxes", values: dict[str, list[float]], languages: list[str]) -> None:
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FixedLocator
 
     angles = np.linspace(0, 2 * math.pi, len(languages), endpoint=False)
@@ -88,18 +103,32 @@ def _web(axes: "PolarAxes", values: dict[str, list[float]], languages: list[str]
             linewidth=2,
             label=f"{label} ({fmean(row):.1f})",
         )
-    best = np.max([*values.values()], axis=0)
+    table = np.array([*values.values()])
+    best = table.max(axis=0)
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    labels = [f"{name}\n{value:.1f}" for name, value in zip(languages, best, strict=True)]
+    labels = [
+        f"{name}\n{_glyphs(column, value)} {value:.1f}"
+        for name, column, value in zip(languages, table.T, best, strict=True)
+    ]
     axes.set_xticks(angles, labels, parse_math=False)
+    for label, column, value in zip(axes.get_xticklabels(), table.T, best, strict=True):
+        owners = np.flatnonzero(column == value)
+        label.set_color(PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else GREY)
     axes.tick_params(axis="x", pad=8)
     # The training language can be far above the others; a square-root scale shows all.
     axes.set_yscale("function", functions=(np.sqrt, np.square))
     axes.set_ylim(0, max(1.1 * best.max(), 1))
     axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if t < best.max()]))
     axes.tick_params(axis="y", labelsize="small", labelcolor=GREY)
+    for label in axes.get_yticklabels():
+        label.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes.set_rlabel_position(180 / len(languages))  # between the first two spokes
     axes.grid(color="0.85")
     axes.spines["polar"].set_color("0.85")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+
+
+def _glyphs(column: np.ndarray, best: float) -> str:
+    """Markers of the runs that have the best value of a spoke."""
+    return "".join(GLYPHS[i % len(GLYPHS)] for i in np.flatnonzero(column == best))
