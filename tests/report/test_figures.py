@@ -187,7 +187,7 @@ def test_prompts_shows_means_with_intervals_and_every_training(results):
         assert list(circles.get_ydata()) == pytest.approx(single)
     assert first.get_title().startswith("scenes-short (for COCO)\n")
     assert first.get_ylim()[1] - first.get_ylim()[0] == second.get_ylim()[1] - second.get_ylim()[0]
-    note = figure.get_supxlabel()
+    note = " ".join(figure.get_supxlabel().split())
     assert "interval over queries only" in note  # `seven` was trained once
     assert "do not start at 0" in note
 
@@ -205,7 +205,7 @@ def test_prompts_shows_the_papers_curve_below(results, tmp_path):
     assert list(mean.lines[0].get_ydata()) == [40, 47]  # of COCO and food, as in our panel
     spans = {round(np.ptp(axes.get_ylim()), 6) for axes in figure.axes}
     assert len(spans) == 1
-    assert "paper's numbers" in figure.get_supxlabel()
+    assert "paper's numbers" in " ".join(figure.get_supxlabel().split())
 
 
 def test_radar_has_a_value_a_language_the_best_on_each_spoke_and_averages(results):
