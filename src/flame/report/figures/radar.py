@@ -112,17 +112,17 @@ def _web(axes: "PolarAxes", values: dict[str, list[float]], languages: list[str]
         for name, column, value in zip(languages, table.T, best, strict=True)
     ]
     axes.set_xticks(angles, labels, parse_math=False)
-    for label, column, value in zip(axes.get_xticklabels(), table.T, best, strict=True):
+    for spoke, column, value in zip(axes.get_xticklabels(), table.T, best, strict=True):
         owners = np.flatnonzero(column == value)
-        label.set_color(PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else GREY)
+        spoke.set_color(PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else GREY)
     axes.tick_params(axis="x", pad=8)
     # The training language can be far above the others; a square-root scale shows all.
     axes.set_yscale("function", functions=(np.sqrt, np.square))
     axes.set_ylim(0, max(1.1 * best.max(), 1))
     axes.yaxis.set_major_locator(FixedLocator([t for t in TICKS if t < best.max()]))
     axes.tick_params(axis="y", labelsize="small", labelcolor=GREY)
-    for label in axes.get_yticklabels():
-        label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    for ring in axes.get_yticklabels():
+        ring.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes.set_rlabel_position(180 / len(languages))  # between the first two spokes
     axes.grid(color="0.85")
     axes.spines["polar"].set_color("0.85")
