@@ -188,7 +188,8 @@ def test_every_result_is_listed():
     study = load_file(ROOT / "config/config.yaml", ROOT)
     page = (ROOT / "results/README.md").read_text().split("What these are made from")[0]
     listed = set(re.findall(r"`(\w+)\.(csv|png)`", page))
-    tables = {(name, "csv") for name in ("claims", "knowledge", *study.tables, *study.appendix)}
+    lists = ("claims", "knowledge", "variance")
+    tables = {(name, "csv") for name in (*lists, *study.tables, *study.appendix)}
     assert listed == tables | {(name, "png") for name in study.figures}
 
 

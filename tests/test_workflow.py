@@ -342,7 +342,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
 
 def test_every_table_and_figure_is_made(whole):
     study = load_file(WHOLE, ROOT)
-    for name in [*study.tables, *study.appendix, "claims"]:
+    for name in [*study.tables, *study.appendix, "claims", "variance"]:
         assert pl.read_csv(whole / f"results/{name}.csv", infer_schema=False).height
         assert (whole / f"results/{name}.md").read_text().startswith(("**", "# "))
     for name in study.figures:
@@ -509,6 +509,7 @@ def test_the_default_is_the_demo_study(tmp_path):
         "appendix": len(study.appendix),
         "figure": len(study.figures),
         "claims": 1,
+        "variance": 1,
         "all": 1,
     }
     expected["total"] = sum(expected.values())

@@ -1,8 +1,8 @@
 """Tables of the paper, verdicts on its claims, and its appendix, filled with results of a study.
 
 Subcommands: `results` fills a table, `claims` judges the claims of the paper, `knowledge` tells
-what each prompt knows, `appendix` compares recipe and prompts with the paper's, `show` prints one
-of their CSV files.
+what each prompt knows, `variance` how much numbers vary, `appendix` compares recipe and prompts
+with the paper's, `show` prints one of their CSV files.
 """
 
 import shutil
@@ -22,6 +22,7 @@ from flame.report import (
     knowledge_claims,
     results,
     results_table,
+    variance,
 )
 from flame.report.plain import WIDTH, plain_table
 from flame.report.reported import read
@@ -34,6 +35,7 @@ from flame.study.settings import (
     ClaimsSettings,
     KnowledgeTableSettings,
     TableSettings,
+    VarianceSettings,
 )
 
 
@@ -99,6 +101,23 @@ def judge_claims(
     write_atomic(markdown, claims.as_markdown(verdicts, settings).encode())
 
 
+def tell_variance(
+    metrics: list[Path], hits: list[Path], csv: Path, markdown: Path, settings: VarianceSettings
+) -> None:
+    """Tell how much the numbers of all tables vary.
+
+    Args:
+        metrics: JSON files of the evaluate and few-shot stages.
+        hits: the Parquet file beside each of them.
+        csv: CSV to write, one line per number and method.
+        markdown: Markdown to write: a block per method.
+        settings: tables, and the runs that were trained several times.
+    """
+    frame = variance.as_frame(results.read(metrics, hits, settings.runs), settings)
+    write_atomic(csv, frame.write_csv(float_precision=2).encode())
+    write_atomic(markdown, variance.as_markdown(frame, settings).encode())
+
+
 def tell_knowledge(
     metrics: list[Path], csv: Path, markdown: Path, settings: KnowledgeTableSettings
 ) -> None:
@@ -148,6 +167,7 @@ def show(csv: Annotated[Path, tyro.conf.Positional], columns: tuple[str, ...] = 
 COMMANDS: dict[str, Callable[..., None]] = {
     "results": fill_table,
     "claims": judge_claims,
+    "variance": tell_variance,
     "knowledge": tell_knowledge,
     "appendix": compare_appendix,
     "show": show,

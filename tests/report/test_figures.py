@@ -142,7 +142,17 @@ def returned(folder: Path, best: list[int]) -> Path:
 
 def test_every_kind_of_figure_has_a_module_that_draws():
     assert kinds() == [
-        *("captions", "examples", "knowledge", "mask", "overhead", "prompts", "radar", "words")
+        *(
+            "captions",
+            "examples",
+            "knowledge",
+            "mask",
+            "overhead",
+            "prompts",
+            "radar",
+            "variance",
+            "words",
+        )
     ]
     for kind in kinds():
         assert callable(module(kind).draw)

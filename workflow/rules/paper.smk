@@ -52,6 +52,34 @@ rule claims:
         " --settings {params.settings:q} 2>&1 | tee {log}"
 
 
+rule variance:
+    """Runs that were trained several times -> how much every number of the tables varies."""
+    input:
+        unpack(inputs("variance")),
+    output:
+        csv=report(
+            "results/variance.csv",
+            caption="../report/variance.rst",
+            category="Tables",
+            labels={"table": "variance"},
+        ),
+        markdown="results/variance.md",
+    log:
+        "logs/variance/variance.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory("variance"),
+        runtime=growing(10),
+    params:
+        program=program,
+        settings=param("variance", "settings"),
+    shell:
+        "{params.program} flame.table variance --metrics {input.metrics} --hits {input.hits}"
+        " --csv {output.csv} --markdown {output.markdown}"
+        " --settings {params.settings:q} 2>&1 | tee {log}"
+
+
 rule knowledge_table:
     """What each prompt knows, of every LLM -> one table, as CSV and as Markdown."""
     input:

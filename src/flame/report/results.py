@@ -81,22 +81,25 @@ class Results:
         """Value of each training of a run, in percent."""
         return [100 * float(total) for total in self._sample(run, measures).totals]
 
-    def components(
-        self, kind: tuple[str, bool], measures: Sequence[Measure]
-    ) -> tuple[list[Sample], Component | None]:
-        """Runs of a kind with several trainings on some measures, and their pooled variance.
+    def replicated(self, measures: Sequence[Measure]) -> dict[str, Sample]:
+        """Runs with several trainings on some measures, with their results in the mean."""
+        return {
+            name: self._sample(name, measures)
+            for name, run in self.runs.items()
+            if len(run.trainings) > 1 and self._has(name, measures)
+        }
+
+    def component(
+        self, kind: tuple[str, bool] | None, measures: Sequence[Measure]
+    ) -> Component | None:
+        """Variance between trainings of a kind in the mean of some measures; None if unknown.
 
         Args:
             kind: method, and whether the facets are drawn.
             measures: whose unweighted mean is looked at.
         """
-        names = [
-            name
-            for name, run in self.runs.items()
-            if run.kind == kind and len(run.trainings) > 1 and self._has(name, measures)
-        ]
-        samples = [self._sample(name, measures) for name in names]
-        return samples, noise.trainings(samples)
+        replicated = self.replicated(measures)
+        return noise.trainings([s for run, s in replicated.items() if self.runs[run].kind == kind])
 
     def _estimate(
         self,
@@ -113,7 +116,7 @@ class Results:
                 factors[kind] += 1 / len(sample.totals)
         complete = True
         for kind, factor in factors.items():
-            _, component = self.components(kind, measures)
+            component = self.component(kind, measures)
             if component is None:
                 complete = False
             else:

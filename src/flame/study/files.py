@@ -24,6 +24,7 @@ OUTPUTS = {
     "table": ("results/{table}.csv", "results/{table}.md"),
     "claims": ("results/claims.csv", "results/claims.md"),
     "knowledge_table": ("results/knowledge.csv", "results/knowledge.md"),
+    "variance": ("results/variance.csv", "results/variance.md"),
     "appendix": ("results/{appendix}.csv", "results/{appendix}.md"),
     "figure": ("results/{figure}.png", "results/{figure}.pdf"),
 }

@@ -330,6 +330,12 @@ def claims(study: Study) -> Job:
     return Job(inputs, {"settings": stages.claims(study).model_dump_json()})
 
 
+def variance(study: Study) -> Job:
+    """How much the numbers of all tables vary."""
+    inputs = _metrics_and_hits(study.variance_comparison()[1])
+    return Job(inputs, {"settings": stages.variance(study).model_dump_json()})
+
+
 def knowledge_table(study: Study) -> Job:
     """The table of what each prompt knows.
 
@@ -389,6 +395,7 @@ JOBS: dict[str, Callable[..., Job]] = {
     "export": export,
     "table": table,
     "claims": claims,
+    "variance": variance,
     "knowledge_table": knowledge_table,
     "appendix": appendix,
     "figure": figure,
@@ -455,6 +462,7 @@ def targets(study: Study) -> list[str]:
     found = [files.output("table", table=name) for name in study.tables]
     found += [files.output("appendix", appendix=name) for name in study.appendix]
     found += [files.output("figure", figure=name) for name in study.figures]
+    found += [files.output("variance")] if study.tables else []
     found += [files.output("knowledge_table")] if study.knowledge else []
     return found + ([files.output("claims")] if study.claims else [])
 

@@ -366,6 +366,11 @@ def knowledge(study: Study, machine: Machine, llm: str) -> Bytes:
     return {"program": TORCH, "vectors": vectors, "outputs": 4 * 2 * FLOAT * CLASSES * rows}
 
 
+def variance(study: Study, machine: Machine) -> Bytes:
+    """Every query of the runs that were trained several times."""
+    return {"program": PLAIN, "hits": HIT_ROW * queries(study, study.variance_comparison()[1])}
+
+
 def knowledge_table(study: Study, machine: Machine) -> Bytes:
     """A few hundred numbers."""
     return {"program": PLAIN}
@@ -435,5 +440,5 @@ FORMULAS: dict[str, Callable[..., Bytes]] = {
     each.__name__: each
     for each in (download_dataset, download_llm, download_tower, caption, captions, prompt, embed,
                  train, evaluate, fewshot, knowledge, knowledge_table, overhead, export, table,
-                 claims, appendix, figure)
+                 claims, variance, appendix, figure)
 }  # fmt: skip

@@ -18,7 +18,7 @@ from flame.study.schema.runs import (
     TransformersTower,
 )
 from flame.study.schema.section import Section
-from flame.study.schema.tables import AppendixTable, Claim, Table
+from flame.study.schema.tables import AppendixTable, Claim, Column, Table
 
 # Raise a stage's number when a change of its code changes its results. It is a parameter of the
 # stage's rule, so Snakemake recomputes exactly those results.
@@ -316,6 +316,12 @@ class KnowledgeTableSettings(Section):
     study: str
     probed: Probed
     version: int
+
+
+class VarianceSettings(_Comparison):
+    """Everything that the tables show, of the runs that were trained several times."""
+
+    tables: dict[str, tuple[Column, ...]]
 
 
 class AppendixSettings(Section):

@@ -29,6 +29,7 @@ from flame.study.settings import (
     TableSettings,
     Training,
     ValidationSettings,
+    VarianceSettings,
 )
 from flame.study.study import Study
 
@@ -253,6 +254,17 @@ def table(study: Study, name: str) -> TableSettings:
         claims=below,
         version=VERSION["table"],
         **_named(study, study.table_comparison(name)[0], measures),
+    )
+
+
+def variance(study: Study) -> VarianceSettings:
+    """Settings of the list of variances."""
+    measures = [measure for table in study.tables.values() for measure in table.measures]
+    return VarianceSettings(
+        study=study.study,
+        tables={name: table.columns for name, table in study.tables.items()},
+        version=VERSION["table"],
+        **_named(study, study.variance_comparison()[0], measures),
     )
 
 

@@ -420,6 +420,16 @@ class Study(Section):
         runs = dict.fromkeys(run for every, _ in pairs for run in every)
         return tuple(runs), tuple(dict.fromkeys(path for _, found in pairs for path in found))
 
+    def variance_comparison(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Runs with several trainings, and their results in everything that tables show."""
+        replicated = [run for run in self._asked if len(self.replicas(run)) > 1]
+        found: dict[str, None] = {}
+        for column in (column for table in self.tables.values() for column in table.columns):
+            asked = {measure.benchmark for measure in column.measures}
+            own = [run for run in replicated if asked <= self._asked[run]]
+            found |= dict.fromkeys(self.results(own, column.measures))
+        return tuple(replicated), tuple(found)
+
     def figure_results(self, name: str) -> tuple[str, ...]:
         """Results that a figure is drawn from."""
         return self.results(*self.figures[name].uses())
