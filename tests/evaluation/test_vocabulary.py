@@ -239,3 +239,44 @@ def test_an_llm_without_a_head_is_refused(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     checksums.seal(tmp_path)
     torch.testing.assert_close(Speaker(tmp_path).head, -table)
+
+
+def test_contrast_takes_the_whole_word_that_is_raised_most(llm, monkeypatch):
+    speaker = Speaker(llm)
+    pieces = [
+        "\u2581the",
+        "\u2581taxi",
+        "\u2581car",
+        "xi",
+        "\u2581a",
+        "\u0120bus",
+        "\u2581b2",
+        None,
+    ]
+    speaker.head = torch.eye(len(pieces))
+    monkeypatch.setattr(speaker.tokenizer, "convert_ids_to_tokens", lambda ids: pieces)
+    assert speaker.whole.tolist() == [True, True, True, False, False, True, False, False]
+    usual = torch.tensor([9.0, 0, 1, 0, 0, 0, 0, 0])
+    state = torch.tensor([9.5, 4, 6, 9, 9.9, 1, 9, 9])
+    states = state.view(1, 1, 1, -1)
+
+    def word(contrast):
+        found = speaker.words(states, center=usual, contrast=contrast)
+        token = int(found.tokens)
+        assert found.probabilities.item() == pytest.approx(state.softmax(0)[token].item())
+        return pieces[token]
+
+    assert word(None) == "\u2581a"  # the most probable token, which is no whole word
+    assert word(1.0) == "\u2581the"  # the most probable whole word
+    assert word(0.01) == "\u2581car"  # raised by 5; `taxi`, by 4
+    assert word(1e-9) == "\u2581car"
+    states[..., 2] = 1.0  # `car` is as probable as usual
+    assert word(1e-9) == "\u2581taxi"
+    assert word(0.01) == "\u2581the"  # `taxi` is not plausible
+
+
+def test_contrast_needs_whole_words(llm):
+    speaker = Speaker(llm)
+    states, center = torch.zeros(1, 1, 1, speaker.dim), torch.zeros(speaker.dim)
+    with pytest.raises(ValueError, match=r"no token of the LLM is a whole word"):
+        speaker.words(states, center=center, contrast=0.1)

@@ -3,12 +3,17 @@
 The paper writes C_i = M(h(f_I(x_i))): f_I gives a feature for every patch, in the space of the
 LLM's last hidden state; h is the LLM's own head; M takes the most probable token.
 
+Some LLMs begin an answer with "The", whatever the image. With `contrast`, M takes the word whose
+probability is raised most above that at the center of the training captions, among the plausible
+ones: contrastive decoding (arXiv 2210.15097, Section 3.2), with the center as the amateur.
+
 Shapes: B images; h x w positions, pooled to p x p; D width of the LLM; V tokens.
 """
 
 import logging
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +30,7 @@ from flame.evaluation.decoding import Decoder
 from flame.runtime.checksums import sha256, verify
 from flame.runtime.device import device_of, dtype_of
 from flame.runtime.errors import known
+from flame.study.memory import WORDS
 from flame.study.settings import FewShotSettings, FlameTraining
 from flame.towers.flame import FlameTower
 from flame.towers.load import load
@@ -35,6 +41,7 @@ log = logging.getLogger(__name__)
 # 32, every other position of the dilated map is a position of the original one; at 8, the average
 # pooling in the shortcuts of some ResNets would differ from the one that was trained.
 STRIDE = 16
+SPACES = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a space
 
 
 class Place(NamedTuple):
@@ -198,22 +205,54 @@ class Speaker:
         """D, width of a hidden state."""
         return self.head.shape[1]
 
+    @cached_property
+    def whole(self) -> Tensor:
+        """(V,) bool: tokens that are a word of two letters or more, with the space before it."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(self.head))))
+        found = [bool(p) and p[0] in SPACES and len(p) > 2 and p[1:].isalpha() for p in pieces]
+        if not any(found):
+            raise ValueError("no token of the LLM is a whole word, as `fewshot.contrast` needs")
+        return torch.tensor(found, device=self.head.device)
+
     @torch.inference_mode()
-    def words(self, states: Tensor, *, chunk: int = 1024) -> Words:
-        """The most probable token of every hidden state.
+    def words(
+        self,
+        states: Tensor,
+        *,
+        center: Tensor | None = None,
+        contrast: float | None = None,
+        chunk: int = WORDS,
+    ) -> Words:
+        """A token for every hidden state, with its probability.
 
         Args:
             states: (B, p, p, D) last hidden states, after the final norm.
-            chunk: states per product; each needs V scores in memory.
+            center: (D,) hidden state that the states are compared with, for `contrast`.
+            contrast: as in `FewShot`; None: the most probable token.
+            chunk: states per product; each needs 4 V numbers in memory.
+
+        Raises:
+            ValueError: a contrast, but no token of the LLM is a whole word.
         """
         tokens, probabilities = [], []
         for part in states.flatten(0, -2).to(self.head).split(chunk):
-            scores = part @ self.head.T  # (chunk, V)
-            best, token = scores.max(dim=-1)
+            scores = (part @ self.head.T).log_softmax(dim=-1)  # (chunk, V)
+            if contrast is None:
+                token = scores.argmax(dim=-1)
+            else:
+                assert center is not None
+                token = self._contrasted(scores, center, contrast)
             tokens.append(token.cpu())
-            probabilities.append((best - scores.logsumexp(dim=-1)).exp().cpu())
+            probabilities.append(scores.gather(-1, token[:, None])[:, 0].exp().cpu())
         shape = states.shape[:-1]
         return Words(torch.cat(tokens).view(shape), torch.cat(probabilities).view(shape))
+
+    def _contrasted(self, scores: Tensor, center: Tensor, contrast: float) -> Tensor:
+        """(N,) plausible words that are most of all more probable than at the center."""
+        whole = scores.masked_fill(~self.whole, -torch.inf)
+        plausible = whole >= whole.amax(dim=-1, keepdim=True) + math.log(contrast)
+        usual = (self.head @ center.to(self.head)).log_softmax(dim=-1)
+        return (scores - usual).masked_fill_(~plausible, -torch.inf).argmax(dim=-1)
 
     def text(self, token: int) -> str:
         """One token as a word without surrounding space; empty for special tokens."""
@@ -262,6 +301,7 @@ class Mapper:
         training: FlameTraining,
         speaker: Speaker,
         where: Place,
+        contrast: float | None,
         batch_size: int,
         decoder: Decoder,
     ) -> None:
@@ -272,12 +312,13 @@ class Mapper:
             training: settings of its training.
             speaker: the LLM on whose embeddings it was trained.
             where: place of the facet that features are read as.
+            contrast: how a word is chosen, as in `FewShot`.
             batch_size: images per forward pass.
             decoder: of the images.
         """
         self._tower = dilated(tower, training).to(speaker.head.device)
         self._image_size = training.backbone.image_size
-        self._speaker, self._where = speaker, where
+        self._speaker, self._where, self._contrast = speaker, where, contrast
         self._batch_size, self._decoder = batch_size, decoder
 
     @classmethod
@@ -327,7 +368,8 @@ class Mapper:
                 f"the tower has no center of {kind} captions and facet {known(facet, centers)}"
             )
         where = place(texts, facet, centers.get(facet))
-        return cls(tower, training, speaker, where, batch_size, decoder or Decoder())
+        contrast = settings.fewshot.contrast
+        return cls(tower, training, speaker, where, contrast, batch_size, decoder or Decoder())
 
     def words(self, reader: ImageReader, images: Sequence[int], side: int) -> Words:
         """Words of some images, (B, p, p) with p = `side`."""
@@ -336,7 +378,8 @@ class Mapper:
         for batch in decoded:
             pixels = batch.to(device, non_blocking=True).float() / 255
             features = pool(patch_features(self._tower, pixels), side)
-            parts.append(self._speaker.words(hidden_states(features, self._where)))
+            states, center = hidden_states(features, self._where), self._where.center
+            parts.append(self._speaker.words(states, center=center, contrast=self._contrast))
         return Words(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def texts(self, reader: ImageReader, images: Sequence[int], side: int) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flame.study.memory import CHUNK, FLOAT, HALF, PARAMETERS_OF_MLLM, Bytes, Machine, layer_bytes
+from flame.study.memory import FLOAT, HALF, PARAMETERS_OF_MLLM, WORDS, Bytes, Machine, layer_bytes
 from flame.study.schema.data import PublishedCaptions, ServerCaptioner
 from flame.study.shapes import Shape, assumed_shape, tower_shape
 from flame.study.study import Study
@@ -18,7 +18,7 @@ def embedding(shape: Shape, tokens: int) -> Bytes:
 
 def vocabulary(shape: Shape) -> Bytes:
     """An LLM in bfloat16, with its head and scores of all tokens in float32."""
-    head = FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
+    head = FLOAT * shape.vocabulary * (shape.width + 4 * WORDS)
     return {"LLM": HALF * shape.parameters, "head": head}
 
 

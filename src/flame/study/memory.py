@@ -62,6 +62,7 @@ CAPTION_IMAGES = 512  # decoded images of a captioner that wait
 DECODED = 3 * 1_000_000  # bytes of a decoded image of unknown size: one megapixel
 CACHED = 2 * (1 << 30)  # features of an evaluation, and each cache of the timings
 CHUNK = 1024  # texts or queries that are ranked at once
+WORDS = 256  # hidden states that the head of an LLM reads at once
 PARAMETERS_OF_MLLM = 8_600_000_000  # MiniCPM-Llama3-V 2.5: 8.54 billion
 TOKENS = 77  # of a text, as CLIP reads it
 LONG_TOKENS = 248  # as Long-CLIP does
@@ -348,7 +349,7 @@ def fewshot(study: Study, machine: Machine, run: str, benchmark: str) -> Bytes:
     shape = assumed_shape(study, flame.llm)
     bundle = study.bundle(study.dataset_of(run))
     rows = store_rows(study, bundle, chosen.captions or "")
-    head = 0 if machine.gpus else FLOAT * shape.vocabulary * (shape.width + 2 * CHUNK)
+    head = 0 if machine.gpus else FLOAT * shape.vocabulary * (shape.width + 4 * WORDS)
     return {
         "program": machine.torch,
         **_loaded(study, machine, flame.llm),

@@ -31,6 +31,14 @@ class FewShot(Section):
         description="facet whose mean and norm are restored to a feature before the LLM reads it"
     )
     pool: PositiveInt = Field(description="words per image: pool x pool")
+    contrast: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="null: the most probable token stands for a feature (paper). Otherwise a whole "
+        "word does: of those at least this share as probable as the most probable one, the one "
+        "that is most of all more probable than at the center of the training captions",
+    )
     episodes: PositiveInt = Field(description="queries per trial")
     trials: tuple[Trial, ...] = Field(min_length=1)
     pictures: PositiveInt = Field(
