@@ -332,3 +332,16 @@ def test_the_subcommands_are_those_that_the_rules_call():
     rules = (SRC.parent / "workflow/rules/paper.smk").read_text()
     called = re.findall(r"flame\.table (\w+)", rules)
     assert sorted(called) == sorted(set(COMMANDS) - {"show"})
+
+
+def test_chance_is_a_row_and_marks_the_intervals_that_contain_it(files):
+    columns = [I2T | {"chance": 25.0}, T2I | {"chance": 20.0}]
+    csv, markdown = fill(files, [ONE], columns)
+    assert pl.read_csv(StringIO(csv))["COCO i2t_r@1 chance"].to_list() == [25.0]
+    lines = lines_of(markdown)
+    assert lines[-1] == ["<sub>chance</sub>", "<sub>25.0</sub>", "<sub>20.0</sub>"]
+    assert re.match(r"\*\*25\.0\*\*<br><sub>[\d.-]+†?°</sub>", lines[3][1])
+    assert "°" not in lines[3][2]  # 45 %
+    assert "°: the interval contains chance." in markdown
+    assert "No interval contains chance." in fill(files, [ONE], columns[1:])[1]
+    assert "chance<" not in fill(files, [ONE], [I2T])[1]

@@ -413,9 +413,15 @@ def test_words_stand_on_their_patches(tmp_path, dots):
     }
     words.write_text(json.dumps([picture]))
     chosen = settings(
-        {"kind": "words", "run": "seven", "benchmark": "COCO"}, datasets={"COCO": "dots"}
+        {"kind": "words", "run": "seven", "benchmark": "COCO"},
+        datasets={"COCO": "dots"},
+        speaker=("gemma", 0.01),
     )
-    (axes,) = drawn([words, dots], chosen).axes
+    figure = drawn([words, dots], chosen)
+    note = " ".join(figure.get_supxlabel().split())
+    assert "the word whose probability gemma raises most above that for a mean caption" in note
+    assert "Images: dots (for COCO)." in note
+    (axes,) = figure.axes
     assert int(np.asarray(axes.images[0].get_array())[0, 0, 0]) == 120
     places = {text.get_text(): text.get_position() for text in axes.texts}
     assert places == {

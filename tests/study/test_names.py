@@ -69,6 +69,12 @@ def test_every_name_of_the_demo_study_says_what_was_measured(demo: Study):
     assert label == "FLAME, scenes (for CC3M)"
 
 
+def test_benchmarks_of_our_own_stand_for_nothing(demo: Study):
+    own = [name for name, benchmark in demo.benchmarks.items() if benchmark.task == "within"]
+    assert own
+    assert [demo.name_of(name) for name in own] == own
+
+
 def test_the_name_reaches_evaluations(demo: Study):
     questions = stages.evaluate(demo, "flame-7", "classification").questions
     names = {question.benchmark: question.name for question in questions}

@@ -454,6 +454,6 @@ def test_tables_pull_what_they_are_made_of(study):
     found = study.table_comparison("table7")[1]
     assert set(found) == {f"evaluate/{name}/classification" for name in trainings}
     assert set(study.table_comparison("table_c5")[1]) == {
-        f"fewshot/{name}/MiniImageNet" for name in study.replicas("flame-7")
+        f"fewshot/{name}/MiniImageNet" for name in ["flame-gemma", *study.replicas("flame-7")]
     }
     assert study.figure_results("figure3") == ()

@@ -23,6 +23,8 @@ QUERIES_ONLY = (
     "†: too few trainings of its kind to tell how much trainings differ. The interval covers the "
     "choice of the queries only."
 )
+CHANCE = "°: the interval contains chance. All other measured numbers differ from it."
+NO_CHANCE = "No interval contains chance."
 SEEDS = "Runs trained several times: mean ± standard deviation over the trainings."
 GAINS = (
     "In parentheses: gain over the same tower trained as CLIP, with a paired interval if measured."
@@ -47,6 +49,15 @@ class Cell(NamedTuple):
     gain: Estimate | None = None
     paper_gain: float | None = None
     """In points."""
+    chance: float | None = None
+    """Of a guess, in percent."""
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the interval contains the value of a guess."""
+        if self.measured is None or self.chance is None:
+            return False
+        return self.measured.low <= self.chance <= self.measured.high
 
 
 def fill(results: Results, printed: pl.DataFrame | None, table: Table) -> list[list[Cell]]:
@@ -91,7 +102,7 @@ def cell(
         # Table 7 prints gains for visual backbones, but not for LLMs.
         if row.gain_over and not matching(printed, file, gains).is_empty():
             paper_gain = number(printed, file, gains)
-    return Cell(measured, paper, gain, paper_gain)
+    return Cell(measured, paper, gain, paper_gain, column.chance)
 
 
 def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
@@ -110,6 +121,8 @@ def as_csv(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str:
             columns |= _numbers([cell.gain for cell in column_cells], f"{name} gain", several)
             if table.reported is not None:
                 columns[f"{printed} gain paper"] = [cell.paper_gain for cell in column_cells]
+        if column.chance is not None:
+            columns[f"{printed} chance"] = [column.chance] * len(table.rows)
     return pl.DataFrame(columns, strict=False).write_csv(float_precision=1)
 
 
@@ -128,6 +141,9 @@ def as_markdown(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> str
             texts = (_paper(v[i], c) for v, c in zip(papers, cells[i], strict=True))
             label = f"{row.label} <sub>(reported)</sub>" if row.run is None else "<sub>paper</sub>"
             lines.append([label, *texts])
+    if any(column.chance is not None for column in table.columns):
+        chances = ("" if c.chance is None else f"<sub>{c.chance:.1f}</sub>" for c in table.columns)
+        lines.append(["<sub>chance</sub>", *chances])
     head = MEASURED.format(study=settings.study) + _example(settings)
     notes = bullet_list(_notes(cells, settings))
     return f"**{table.title}**\n\n{head}\n{markdown_table(lines)}\n{notes}"
@@ -179,7 +195,7 @@ def _measured(value: str, cell: Cell) -> str:
     """`71.2 ± 0.8 (+3.1)`, with both intervals in small print."""
     assert cell.measured is not None
     spread = "" if cell.measured.std is None else f" ± {cell.measured.std:.1f}"
-    mark = "" if cell.measured.trainings else "†"
+    mark = ("" if cell.measured.trainings else "†") + ("°" if cell.may_be_chance else "")
     ends = f"{cell.measured.low:.1f}-{cell.measured.high:.1f}{mark}"
     if cell.gain is None:
         return f"{value}{spread}<br><sub>{ends}</sub>"
@@ -206,6 +222,10 @@ def _notes(cells: Sequence[Sequence[Cell]], settings: TableSettings) -> Iterable
     estimates = [each for row in cells for cell in row for each in (cell.measured, cell.gain)]
     if any(each is not None and not each.trainings for each in estimates):
         yield QUERIES_ONLY
+    if any(cell.may_be_chance for row in cells for cell in row):
+        yield CHANCE
+    elif any(cell.measured and cell.chance is not None for row in cells for cell in row):
+        yield NO_CHANCE
     if _is_replicated(settings):
         yield SEEDS
     if any(row.gain_over for row in rows):

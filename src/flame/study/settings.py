@@ -344,6 +344,9 @@ class FigureSettings(_Comparison):
     figure: Figure
     prefix: tuple[str, str] | None = Field(default=None, description="of the prompt, for a mask")
     facets: dict[str, str] = Field(default={}, description="name -> suffix, for a mask")
+    speaker: tuple[str, float | None] | None = Field(
+        default=None, description="LLM and `fewshot.contrast`, for words"
+    )
     averaged: dict[str, tuple[str, ...]] = Field(
         default={}, description="caption kind -> facets whose vectors are averaged, for captions"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flame.report.figures import canvas, dataset_folder, training_file
 from flame.runtime.errors import known
-from flame.study import files
+from flame.study import files, names
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -24,9 +24,11 @@ LARGEST = 13  # font size, points
 SHARE = 0.7  # width of a bold letter relative to its height
 VEIL = 0.5  # opacity of white between image and words
 NOTE = (
-    "Each patch shows the LLM's most probable token for its feature; fainter tokens are less"
-    " probable than others in the same image. Below each image: its class."
+    "Each patch shows {token} for its feature (run {run}); fainter ones are less probable than"
+    " others in the same image. Below each image: its class. Images: {name}."
 )
+PROBABLE = "the most probable token of {llm}"
+CONTRASTED = "the word whose probability {llm} raises most above that for a mean caption,"
 
 
 class Keys(FigureBlock):
@@ -44,6 +46,11 @@ class Keys(FigureBlock):
         """Words and images."""
         images = files.dataset(study.benchmarks[self.benchmark].dataset)
         return [*files.with_suffix(results, "words.json"), images]
+
+    def resolved(self, study: "Study") -> dict[str, Any]:
+        """LLM of the run, and how a word is chosen."""
+        fewshot = study.benchmarks[self.benchmark].fewshot
+        return {"speaker": (study.llm_of(self.run), fewshot and fewshot.contrast)}
 
 
 def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
@@ -63,7 +70,13 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     pictures = json.loads(training_file(inputs, settings.runs[chosen.run].trainings[0]).read_text())
     columns = min(COLUMNS, len(pictures))
     lines = -(-len(pictures) // columns)
-    figure = canvas(max(INCHES * columns, 6), (INCHES + 0.3) * lines + 0.9, settings, NOTE)
+    measure = Measure(benchmark=chosen.benchmark, metric="")
+    name = names.of_measures(chosen.benchmark, [measure], *settings.measured)
+    assert settings.speaker is not None
+    llm, contrast = settings.speaker
+    token = (PROBABLE if contrast is None else CONTRASTED).format(llm=llm)
+    note = NOTE.format(token=token, run=chosen.run, name=name)
+    figure = canvas(max(INCHES * columns, 6), (INCHES + 0.3) * lines + 1.1, settings, note)
     grid = figure.subplots(lines, columns, squeeze=False).flat
     for axes in grid[len(pictures) :]:
         axes.remove()
@@ -87,7 +100,7 @@ def _words(axes: "Axes", picture: Mapping[str, Any]) -> None:
     pairs = zip(picture["words"], picture["probabilities"], strict=True)
     for y, (words, probabilities) in enumerate(pairs):
         for x, (word, probability) in enumerate(zip(words, probabilities, strict=True)):
-            fitting = 72 * 0.9 * INCHES / side / (SHARE * max(len(word), 1))
+            fitting = 72 * 0.82 * INCHES / side / (SHARE * max(len(word), 1))
             axes.text(
                 (x + 0.5) / side,
                 (y + 0.5) / side,

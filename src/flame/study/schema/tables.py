@@ -33,6 +33,9 @@ class Column(Measure):
     )
     reported_benchmark: str | None = Field(default=None, description="null: the same name")
     reported_metric: str | None = Field(default=None, description="null: the same name")
+    chance: float | None = Field(
+        default=None, ge=0, le=100, description="value of a guess, in percent; null: not shown"
+    )
 
     @property
     def printed(self) -> Measure:
