@@ -86,6 +86,7 @@ SCENES = (
     *(Scene(trainings=n, noise=0.0) for n in (1, 2, 3, 5)),
     *(Scene(trainings=n, captions=5) for n in (1, 2, 3, 5)),
     *(Scene(trainings=n, others=False) for n in (2, 3, 5)),
+    *(Scene(trainings=n, noise=0.36, others=False) for n in (2, 3, 5)),
     *(Scene(trainings=n, others=False, covered=False) for n in (1, 2, 3, 5)),
 )
 

@@ -147,7 +147,7 @@ wildcard_constraints:
     benchmark=r"[^/]+",
     figure=r"[^/]+",
     appendix=one_of(study.appendix),
-    table=rf"(?!(?:claims|knowledge|{one_of(study.appendix)})\.)[^/]+",
+    table=rf"(?!(?:claims|knowledge|variance|{one_of(study.appendix)})\.)[^/]+",
 
 
 def report_failures(log):
