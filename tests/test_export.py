@@ -134,7 +134,9 @@ def test_the_card_tells_parts_prompts_and_results(made):
     card = (made["out"] / "README.md").read_text()
     record = json.loads(made["metrics"].read_text())["records"]
     top1 = next(r for r in record if r["benchmark"] == "ImageNet-1k")["metrics"]["top1"]
-    assert f"| ImageNet-1k | top-1 | {top1['value']:.1f} |" in card
+    assert f"| animals (for ImageNet-1k) | top-1 | {top1['value']:.1f} |" in card
+    assert "which only stands in for" in card
+    assert "| ImageNet-1k |" not in card
     in_metadata = {
         (r.dataset_name, r.metric_type): r.metric_value for r in ModelCard(card).data.eval_results
     }

@@ -195,7 +195,7 @@ def test_prompts_shows_means_with_intervals_and_every_training(results):
             assert bar[0, 1] < value < bar[1, 1]
         (circles,) = [line for line in axes.lines if line.get_marker() == "o"]
         assert list(circles.get_ydata()) == pytest.approx(single)
-    assert first.get_title().startswith("scenes-short (for COCO)\n")
+    assert first.get_title().startswith("scenes-short\n(for COCO)\n")
     assert first.get_ylim()[1] - first.get_ylim()[0] == second.get_ylim()[1] - second.get_ylim()[0]
     note = " ".join(figure.get_supxlabel().split())
     assert "interval over queries only" in note  # `seven` was trained once

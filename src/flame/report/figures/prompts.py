@@ -206,5 +206,7 @@ def _note(panels: Sequence[_Panel], settings: "FigureSettings", span: float) -> 
 
 def _title(column: Column, settings: "FigureSettings") -> str:
     """What was measured, and the metric."""
-    lines = wrap(column_name(column, settings), WIDTH, break_on_hyphens=False)
+    # A stand-in above what it stands for.
+    parts = column_name(column, settings).replace(" (for ", "\n(for ").splitlines()
+    lines = [line for part in parts for line in wrap(part, WIDTH, break_on_hyphens=False)]
     return "\n".join([*lines, f"{metric_name(column.metric, spelled_out=True)}, %"])
