@@ -273,6 +273,7 @@ def test_every_setting_is_recorded(finished):
         "table": 2,  # settings, numbers
         "knowledge": 1,  # settings
         "knowledge_table": 1,  # settings
+        "variance": 1,  # settings
         "figure": 1,  # settings
     }
     records = [

@@ -106,4 +106,4 @@ def test_a_probe_is_evaluated_with_others_that_share_its_training_sets_bundle():
 def test_the_demo_study_does_not_start_many_more_jobs_for_it():
     study = STUDIES["config"]
     planned = list(jobs.closure(study, jobs.targets(study)))
-    assert len(planned) <= 286
+    assert len(planned) <= 287
