@@ -511,6 +511,8 @@ def test_the_default_is_the_demo_study(tmp_path):
         "figure": len(study.figures),
         "claims": 1,
         "variance": 1,
+        "knowledge": len(study.knowledge.llms),
+        "knowledge_table": 1,
         "all": 1,
     }
     expected["total"] = sum(expected.values())
