@@ -31,7 +31,6 @@ from flame.evaluation.tasks import zeroshot
 from flame.evaluation.vocabulary import Speaker
 from flame.report import results
 from flame.runtime.checksums import SUMS, read_json
-from flame.study.schema.benchmarks import Bootstrap
 from flame.training.tokens import Tokens
 from tests.broken import broken_forms, flipped, replaced
 from tests.embedding.test_store import ATTRIBUTES, FACETS, write
@@ -189,11 +188,11 @@ def test_a_torn_result_is_named(tmp_path, name):
         "hit": pl.Boolean,
     }
     pl.DataFrame(schema=columns).write_parquet(hits)
-    results.read([metrics], [hits], {}, Bootstrap())
+    results.read([metrics], [hits], {})
     torn = tmp_path / f"m.{name}"
     torn.write_bytes(torn.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"{torn} is broken"):
-        results.read([metrics], [hits], {}, Bootstrap())
+        results.read([metrics], [hits], {})
 
 
 # Images.

@@ -54,9 +54,9 @@ print(json.dumps(told))
 """
 SAMPLE = """
 class Images:
-    keys = KEYS
+    keys, drawings = KEYS, 1
 
-    def request(self, rows, size, resize):
+    def request(self, rows, size, resize, drawing):
         return lambda: (rows % 256).astype(np.uint8).reshape(-1, 1, 1, 1)
 
 embeddings = store.Embeddings.open([folder], "many")

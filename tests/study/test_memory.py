@@ -195,6 +195,8 @@ def hold(rows):
 from flame.training.pairs import Pairs
 
 class Keys:
+    drawings = 1
+
     def __init__(self, rows):
         self.keys = pl.select(key=pl.int_range(rows).cast(pl.String).str.zfill(12))["key"]
 
