@@ -35,6 +35,7 @@ STAGES = [
     "table",
     "figure",
     "claims",
+    "variance",
     "export",
 ]
 LEASED = [
