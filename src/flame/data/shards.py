@@ -61,11 +61,12 @@ class ShardWriter:
             raise ValueError(
                 f"{sample.key!r} has {len(sample.more)} further images, others {self._more}"
             )
-        headers = [_header(sample.key, image) for image in (sample.image, *sample.more)]
+        images = (sample.image, *sample.more)
+        headers = [_header(sample.key, image) for image in images]
         self._more = len(sample.more)
         self._keys.add(sample.key)
-        for number, image in enumerate((sample.image, *sample.more)):
-            extension, width, height = headers[number]
+        for number, (image, header) in enumerate(zip(images, headers, strict=True)):
+            extension, width, height = header
             name = f"{sample.key}.{number}" if number else sample.key
             self._pending.append((f"{name}.{extension}", image))
             checksum = google_crc32c.value(image)

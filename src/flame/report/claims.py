@@ -11,8 +11,7 @@ from flame.report.knowledge_claims import compared as compared_probes
 from flame.report.markdown import markdown_table, metric_name
 from flame.report.results import Estimate, Results
 from flame.runtime.errors import known
-from flame.study import names
-from flame.study.schema.tables import Claim, Measure
+from flame.study.schema.tables import Claim
 from flame.study.settings import ClaimsSettings, TableSettings
 
 Word = Literal["holds", "contradicted", "undecided", "cannot be tested here"]
@@ -138,7 +137,7 @@ def _record(verdict: Verdict, settings: ClaimsSettings) -> dict[str, Any]:
         "where": claim.where,
         "better": claim.better,
         "worse": claim.worse,
-        "measures": "; ".join(f"{_called(m, settings)} {m.metric}" for m in claim.measures),
+        "measures": "; ".join(f"{settings.called(m.benchmark)} {m.metric}" for m in claim.measures),
         "measured in": _measured_in(claim, settings),
         "ratio": claim.ratio,
         "paper": claim.reported,
@@ -165,10 +164,6 @@ def _line(verdict: Verdict, settings: ClaimsSettings | TableSettings) -> Sequenc
     return text, claim.where, paper, value, f"**{verdict.word}**: {verdict.because}"
 
 
-def _called(measure: Measure, settings: ClaimsSettings | TableSettings) -> str:
-    return names.of_measures(measure.benchmark, [measure], *settings.measured)
-
-
 def _measured_in(claim: Claim, settings: ClaimsSettings) -> str | None:
     if claim.knows is not None:
         return compared_probes(claim.knows)
@@ -179,7 +174,7 @@ def _compared_in(claim: Claim, settings: ClaimsSettings | TableSettings) -> str:
     """What was measured and its metrics; of many, their number and both ends."""
     metrics: dict[str, list[str]] = {}
     for measure in claim.measures:
-        called = _called(measure, settings)
+        called = settings.called(measure.benchmark)
         metrics.setdefault(called, []).append(metric_name(measure.metric))
     if len(metrics) > MOST_NAMED:
         return f"mean of {len(claim.measures)}, from {next(iter(metrics))} to {list(metrics)[-1]}"

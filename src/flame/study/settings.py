@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from flame.study import names
 from flame.study.schema.benchmarks import Bootstrap, FewShot, Overhead
 from flame.study.schema.data import Captioner
 from flame.study.schema.figures import Figure
@@ -285,6 +286,11 @@ class _Comparison(Section):
     def measured(self) -> tuple[dict[str, str], tuple[str, ...]]:
         """What `flame.study.names.of_measures` needs."""
         return self.datasets, self.stand_ins
+
+    def called(self, benchmark: str) -> str:
+        """What a benchmark is called beside a measured number."""
+        stand_in = benchmark in self.stand_ins
+        return names.called(benchmark, [self.datasets[benchmark]], stand_in=stand_in)
 
 
 class TableSettings(_Comparison):

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from flame.data import captions
 from flame.report.figures import GREY, PALETTE, canvas, dataset_folder, training_file
-from flame.study import files, names
+from flame.study import files
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -72,8 +72,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     first = next(iter(answers.values()))
     texts = query_texts(reader.root / captions.FILE, first)
     shown = evenly(len(first), chosen.queries)
-    measure = Measure(benchmark=chosen.benchmark, metric=METRIC)
-    name = names.of_measures(chosen.benchmark, [measure], *settings.measured)
+    name = settings.called(chosen.benchmark)
     note = (
         f"{name}: {len(shown)} of {len(first)} texts, evenly spaced, and the image that each run"
         " retrieves: a green tick if it is the described image, else a red cross."

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from flame.report.figures import GREY, LINES, MARKERS, PALETTE, canvas, read
 from flame.report.markdown import metric_name
-from flame.study import names
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -72,11 +71,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
 def _measured(chosen: Keys, settings: "FigureSettings") -> str:
     """`scenes-en (for Crossmodal-3600 en) to scenes-ar (for Crossmodal-3600 ar)`."""
     benchmarks = [*chosen.languages.values()]
-    each = [
-        names.of_measures(name, [Measure(benchmark=name, metric="")], *settings.measured)
-        for name in (benchmarks[0], benchmarks[-1])
-    ]
-    return " to ".join(each)
+    return " to ".join(settings.called(name) for name in (benchmarks[0], benchmarks[-1]))
 
 
 def _values(results: "Results", run: str, metric: str, chosen: Keys) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flame.report.figures import canvas, dataset_folder, training_file
 from flame.runtime.errors import known
-from flame.study import files, names
+from flame.study import files
 from flame.study.schema.figures import FigureBlock
 from flame.study.schema.tables import Measure
 
@@ -70,8 +70,7 @@ def draw(inputs: Sequence[Path], settings: "FigureSettings") -> "Figure":
     pictures = json.loads(training_file(inputs, settings.runs[chosen.run].trainings[0]).read_text())
     columns = min(COLUMNS, len(pictures))
     lines = -(-len(pictures) // columns)
-    measure = Measure(benchmark=chosen.benchmark, metric="")
-    name = names.of_measures(chosen.benchmark, [measure], *settings.measured)
+    name = settings.called(chosen.benchmark)
     assert settings.speaker is not None
     llm, contrast = settings.speaker
     token = (PROBABLE if contrast is None else CONTRASTED).format(llm=llm)
